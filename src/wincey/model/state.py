@@ -1,0 +1,195 @@
+"""The desired-state vocabulary: what must exist on a host so that packets flow.
+
+Each object is a frozen value with two parts: its `key` (what the kernel, or a tunnel, knows it by: at most one object of a
+key can exist) and the rest (what must be true of it). A difference is then two dictionaries compared. Devices are named by
+name, never by index: an index changes when a device is made anew, and what we want does not.
+
+`key` starts with the class's tag so that objects of all kinds fit in one dictionary.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+
+from wincey.model.address import Address, MacAddress, Subnet
+
+Key: TypeAlias = tuple[object, ...]
+
+
+class Vxlan(msgspec.Struct, frozen=True, gc=False):
+    """The attributes of a vxlan link (kernel: Documentation/networking/vxlan.rst)."""
+
+    vni: int
+    port: int  # UDP destination port, host byte order
+    local: Address  # outer source address
+    underlay: str  # the device that carries the outer packets
+    learning: bool = False
+    gbp: bool = False
+
+
+class Link(msgspec.Struct, frozen=True, gc=False):
+    """A device of ours, up. `mac` None: any. `tx_checksum` None: leave the offload as it is.
+
+    kind "vxlan" is made and removed by the kernel layer; kind "tun" is made by the tunnel (see Tunnel) and the kernel
+    layer only keeps its MTU and its being up.
+    """
+
+    tag: ClassVar[str] = "link"
+    name: str
+    kind: Literal["vxlan", "tun"]
+    mtu: int
+    mac: MacAddress | None = None
+    vxlan: Vxlan | None = None
+    tx_checksum: bool | None = None
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.name)
+
+
+class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
+    """An address on a device of ours: `subnet.address` with prefix length `subnet.length`, scope global."""
+
+    tag: ClassVar[str] = "address"
+    device: str
+    subnet: Subnet
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.device, self.subnet)
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """A route in the main table with our protocol number. `device` "" with kind "blackhole"."""
+
+    tag: ClassVar[str] = "route"
+    destination: Subnet
+    device: str
+    gateway: Address | None = None
+    onlink: bool = False
+    kind: Literal["unicast", "blackhole"] = "unicast"
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.destination, self.kind)
+
+
+class Neighbor(msgspec.Struct, frozen=True, gc=False):
+    """A permanent ARP or ND entry on a device of ours."""
+
+    tag: ClassVar[str] = "neighbor"
+    device: str
+    address: Address
+    mac: MacAddress
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.device, self.address)
+
+
+class FdbEntry(msgspec.Struct, frozen=True, gc=False):
+    """A permanent entry of a vxlan device's forwarding database: frames to `mac` go to the host `remote`."""
+
+    tag: ClassVar[str] = "fdb"
+    device: str
+    mac: MacAddress
+    remote: Address
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.device, self.mac)
+
+
+class Sysctl(msgspec.Struct, frozen=True, gc=False):
+    """A kernel setting below /proc/sys, as `net/ipv6/conf/flannel.1/accept_ra`. `optional`: its file may be absent."""
+
+    tag: ClassVar[str] = "sysctl"
+    path: str
+    value: str
+    optional: bool = False
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.path)
+
+
+class Tunnel(msgspec.Struct, frozen=True, gc=False):
+    """The userspace udp tunnel of one network: a TUN device and the UDP socket its packets travel through."""
+
+    tag: ClassVar[str] = "tunnel"
+    device: str  # the TUN's name
+    mtu: int
+    local: Address  # the address the UDP socket is bound to
+    port: int  # UDP port, own and every peer's
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.device)
+
+
+class TunnelPeer(msgspec.Struct, frozen=True, gc=False):
+    """Inner packets to `subnet` go to the host `endpoint`, at the tunnel's own port."""
+
+    tag: ClassVar[str] = "tunnel-peer"
+    device: str
+    subnet: Subnet
+    endpoint: Address
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.device, self.subnet)
+
+
+class RuleSet(msgspec.Struct, frozen=True, gc=False):
+    """The packet filter's part of one network and one address family (reference section 7).
+
+    network: the cluster network C. subnet: this host's subnet S. masquerade: --ip-masq. forward: accept what is forwarded
+    from and to C. exclude: destinations outside C that are not masqueraded either.
+    """
+
+    tag: ClassVar[str] = "rules"
+    network: Subnet
+    subnet: Subnet
+    masquerade: bool
+    forward: bool
+    random_fully: bool = True
+    exclude: tuple[Subnet, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.network.family)
+
+
+Object: TypeAlias = (
+    Link | InterfaceAddress | Route | Neighbor | FdbEntry | Sysctl | Tunnel | TunnelPeer | RuleSet
+)
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What on this host is ours to remove: the only thing that decides what is stale and what is foreign.
+
+    devices: names of devices we made. networks: the cluster networks; on a device that is not ours only routes with our
+    protocol number inside them are ours.
+    """
+
+    devices: tuple[str, ...] = ()
+    networks: tuple[Subnet, ...] = ()
+
+
+class Changes(msgspec.Struct):
+    """A difference: `put` must exist as given (created, or replacing what has its key), `delete` must go."""
+
+    put: list[Object] = msgspec.field(default_factory=list)
+    delete: list[Object] = msgspec.field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.delete)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """One object that could not be put or deleted, and why in one line."""
+
+    object: Object
+    reason: str
