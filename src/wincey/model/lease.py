@@ -51,7 +51,8 @@ class LeaseKey(msgspec.Struct, frozen=True, order=True, gc=False):
     def overlaps(self, other: LeaseKey) -> bool:
         """Whether the two share an address in either family."""
         return bool(
-            (self.v4 and other.v4 and self.v4.overlaps(other.v4)) or (self.v6 and other.v6 and self.v6.overlaps(other.v6))
+            (self.v4 and other.v4 and self.v4.overlaps(other.v4))
+            or (self.v6 and other.v6 and self.v6.overlaps(other.v6))
         )
 
     def __str__(self) -> str:

@@ -162,9 +162,7 @@ class RuleSet(msgspec.Struct, frozen=True, gc=False):
         return (self.tag, self.network.family)
 
 
-Object: TypeAlias = (
-    Link | InterfaceAddress | Route | Neighbor | FdbEntry | Sysctl | Tunnel | TunnelPeer | RuleSet
-)
+Object: TypeAlias = Link | InterfaceAddress | Route | Neighbor | FdbEntry | Sysctl | Tunnel | TunnelPeer | RuleSet
 
 
 class Scope(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ class KeyValueStore(Protocol):
     async def get(self, key: str) -> Entry | None:
         """The entry, or None when there is no such key."""
 
-    async def list(self, prefix: str) -> Listing:
+    async def read_all(self, prefix: str) -> Listing:
         """Every entry below `prefix`, ordered by key, as of the listing's revision. An absent prefix is an empty list."""
 
     async def create(self, key: str, value: bytes, ttl: float | None) -> Entry:
@@ -92,4 +92,6 @@ class KeyValueStore(Protocol):
 
 
 class OutageCallback(Protocol):
+    """Told why a watch lost the store, or None when it is back."""
+
     def __call__(self, reason: str | None) -> None: ...

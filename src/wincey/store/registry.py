@@ -67,7 +67,7 @@ class Registry:
 
     async def snapshot(self) -> Snapshot:
         """Read everything once; watch from its revision."""
-        listing = await self.store.list(self.prefix + "/")
+        listing = await self.store.read_all(self.prefix + "/")
         snapshot = Snapshot(None, {}, {}, {}, listing.revision)
         for entry in listing.entries:
             update = self._read(entry.key, entry)
