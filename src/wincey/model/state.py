@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
-from wincey.model.address import Address, MacAddress, Subnet
+from wincey.model.address import Address, MacAddress, Subnet, format_address, format_mac
 
 Key: TypeAlias = tuple[object, ...]
 
@@ -48,6 +48,9 @@ class Link(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.name)
 
+    def __str__(self) -> str:
+        return f"{self.kind} device {self.name} (mtu {self.mtu})"
+
 
 class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
     """An address on a device of ours: `subnet.address` with prefix length `subnet.length`, scope global."""
@@ -59,6 +62,9 @@ class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.device, self.subnet)
+
+    def __str__(self) -> str:
+        return f"address {self.subnet} dev {self.device}"
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
@@ -75,6 +81,11 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.destination, self.kind)
 
+    def __str__(self) -> str:
+        via = f" via {format_address(self.gateway)}" if self.gateway else ""
+        kind = "" if self.kind == "unicast" else f"{self.kind} "
+        return f"route {kind}{self.destination}{via}" + (f" dev {self.device}" if self.device else "")
+
 
 class Neighbor(msgspec.Struct, frozen=True, gc=False):
     """A permanent ARP or ND entry on a device of ours."""
@@ -87,6 +98,9 @@ class Neighbor(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.device, self.address)
+
+    def __str__(self) -> str:
+        return f"neighbor {format_address(self.address)} lladdr {format_mac(self.mac)} dev {self.device}"
 
 
 class FdbEntry(msgspec.Struct, frozen=True, gc=False):
@@ -101,6 +115,9 @@ class FdbEntry(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.device, self.mac)
 
+    def __str__(self) -> str:
+        return f"FDB entry {format_mac(self.mac)} dst {format_address(self.remote)} dev {self.device}"
+
 
 class Sysctl(msgspec.Struct, frozen=True, gc=False):
     """A kernel setting below /proc/sys, as `net/ipv6/conf/flannel.1/accept_ra`. `optional`: its file may be absent."""
@@ -113,6 +130,9 @@ class Sysctl(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.path)
+
+    def __str__(self) -> str:
+        return f"sysctl {self.path} = {self.value}"
 
 
 class Tunnel(msgspec.Struct, frozen=True, gc=False):
@@ -128,6 +148,9 @@ class Tunnel(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.device)
 
+    def __str__(self) -> str:
+        return f"udp tunnel {self.device} at {format_address(self.local)}:{self.port}"
+
 
 class TunnelPeer(msgspec.Struct, frozen=True, gc=False):
     """Inner packets to `subnet` go to the host `endpoint`, at the tunnel's own port."""
@@ -140,6 +163,9 @@ class TunnelPeer(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.device, self.subnet)
+
+    def __str__(self) -> str:
+        return f"udp tunnel {self.device} peer {self.subnet} at {format_address(self.endpoint)}"
 
 
 class RuleSet(msgspec.Struct, frozen=True, gc=False):
@@ -160,6 +186,9 @@ class RuleSet(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.network.family)
+
+    def __str__(self) -> str:
+        return f"packet filter rules of {self.network}"
 
 
 Object: TypeAlias = Link | InterfaceAddress | Route | Neighbor | FdbEntry | Sysctl | Tunnel | TunnelPeer | RuleSet

@@ -1,0 +1,85 @@
+"""Config and leases in, objects out: what must exist on this host. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from wincey.backends.base import Backend, HostFacts
+from wincey.backends.catalogue import towards
+from wincey.leasing.allocate import Identity
+from wincey.model.address import Subnet
+from wincey.model.config import NetworkConfig
+from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.state import Link, Object, Route, RuleSet, Sysctl
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What the command line says about rules and routes: --ip-masq, --iptables-forward-rules and their like."""
+
+    masquerade: bool = False
+    forward: bool = True
+    random_fully: bool = True
+    exclude: tuple[Subnet, ...] = ()
+    blackhole: bool = False
+
+
+class Planner:
+    """The plan of one network on this host, for one config, one set of host facts and one lease."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        host: HostFacts,
+        backend: Backend,
+        identity: Identity,
+        own: LeaseKey,
+        policy: Policy,
+    ) -> None:
+        self._config, self._host, self._backend = config, host, backend
+        self._identity, self._own, self._policy = identity, own, policy
+        self._helpers: list[Backend] = []
+
+    def local(self) -> list[Object]:
+        """What exists for the host itself: devices, addresses, rules."""
+        objects = self._backend.local(self._own)
+        for network in self._config.networks:
+            subnet = next((subnet for subnet in self._own.subnets if subnet.family == network.family), None)
+            if subnet is None:
+                continue
+            if self._policy.blackhole:
+                objects.append(Route(subnet, "", kind="blackhole"))
+            if self._policy.masquerade or self._policy.forward:
+                objects.append(
+                    RuleSet(
+                        network=network,
+                        subnet=subnet,
+                        masquerade=self._policy.masquerade,
+                        forward=self._policy.forward,
+                        random_fully=self._policy.random_fully,
+                        exclude=tuple(cidr for cidr in self._policy.exclude if cidr.family == network.family),
+                    )
+                )
+        return objects
+
+    def peer(self, lease: Lease) -> list[Object]:
+        """What exists for one peer; nothing for our own leases. Raises BadLease when it can't be reached.
+
+        A peer is reached by the backend that it publishes. Where that isn't ours, the helper's device and addresses are
+        part of what the peer asks for, and so they go when the last such peer goes.
+        """
+        if lease.key == self._own or self._identity.owns(lease.attrs):
+            return []
+        if self._backend.reaches(lease.attrs):
+            return self._backend.peer(self._own, lease)
+        helper = self._helper(lease.attrs)
+        local = helper.local(self._own)
+        # Packets to and from such a peer may take different ways, which a strict reverse-path filter would drop.
+        loose = [Sysctl(f"net/ipv4/conf/{link.name}/rp_filter", "2") for link in local if isinstance(link, Link)]
+        return [*local, *loose, *helper.peer(self._own, lease)]
+
+    def _helper(self, attrs: LeaseAttrs) -> Backend:
+        helper = next((helper for helper in self._helpers if helper.reaches(attrs)), None)
+        if helper is None:
+            helper = towards(attrs, self._config, self._host)
+            self._helpers.append(helper)
+        return helper

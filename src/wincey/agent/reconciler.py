@@ -1,0 +1,131 @@
+"""Makes the host as desired, and keeps it so: the one code path for start, join, leave, repair, change and clean-up.
+
+Two ways lead to the same result. A change of the desired state is applied as its difference, without reading the kernel. An
+audit reads what is there, compares all of it, and applies that difference: at the start, when a notification says that
+another program may have touched what is ours, after a failure, and slowly for ever. Nothing else changes the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from wincey.agent.desired import DesiredState
+from wincey.kernel.diff import diff
+from wincey.kernel.driver import Driver
+from wincey.model.state import Changes, Failure, Key, Object, Scope
+
+log = logging.getLogger(__name__)
+
+AUDIT_EVERY = 60.0  # seconds; notifications find a change sooner, this finds what they can't
+DEBOUNCE = 0.03  # a program that changes one thing mostly changes several
+RETRY_FIRST, RETRY_MOST = 1.0, 30.0
+
+
+class Reconciler:
+    """Applies a DesiredState through drivers, in their order."""
+
+    def __init__(self, desired: DesiredState, drivers: Sequence[Driver]) -> None:
+        self.desired = desired
+        self.scope = Scope()
+        self.failures: dict[Key, Failure] = {}
+        self.repaired = 0
+        self._drivers = drivers
+        self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._why: str | None = None
+        self._audited = False
+        self._failed_audits = 0
+        self._audit_cost = 0.0
+        for driver in drivers:
+            driver.watch(self.suspect)
+
+    def suspect(self, why: str) -> None:
+        """Something of ours may have been changed by another program: audit soon."""
+        self._why = self._why or why
+        self._wake.set()
+
+    def apply_soon(self) -> None:
+        """The desired state has changed: apply the difference as soon as the event loop is free."""
+        self._wake.set()
+
+    async def settle(self) -> list[Failure]:
+        """Audit now; returns what could not be made as desired."""
+        async with self._lock:
+            await self._audit(None)
+            return list(self.failures.values())
+
+    async def run(self) -> None:
+        """Keep the host as desired, for ever."""
+        while True:
+            retry = min(RETRY_MOST, RETRY_FIRST * 2**self._failed_audits) if self.failures else AUDIT_EVERY
+            try:
+                await asyncio.wait_for(self._wake.wait(), retry)
+            except TimeoutError:
+                self._why = self._why or ""
+            if self._why:
+                # Bounds the share of a processor that audits can take however often another program changes things.
+                await asyncio.sleep(max(DEBOUNCE, 5 * self._audit_cost))
+            self._wake.clear()
+            why, self._why = self._why, None
+            async with self._lock:
+                if why is not None or not self._audited:
+                    await self._audit(why)
+                else:
+                    await self._apply(self.desired.take_changes())
+
+    async def close(self) -> None:
+        """Stop watching. What was applied stays: the data path outlives the daemon."""
+        for driver in self._drivers:
+            await driver.close()
+
+    async def _audit(self, why: str | None) -> None:
+        started = time.process_time()
+        self.desired.take_changes()  # the audit covers them
+        actual: dict[Key, Object] = {}
+        for driver in self._drivers:
+            actual.update(await driver.observe(self.desired.objects, self.scope))
+        changes = diff(self.desired.objects, actual)
+        if changes and self._audited:
+            self._tell(changes, actual, why)
+        self._audit_cost = time.process_time() - started
+        self.failures.clear()
+        await self._apply(changes)
+        self._audited = True
+        self._failed_audits = self._failed_audits + 1 if self.failures else 0
+
+    def _tell(self, changes: Changes, actual: dict[Key, Object], why: str | None) -> None:
+        # Retries of what failed before are no news.
+        repaired = [o for o in (*changes.put, *changes.delete) if o.key not in self.failures]
+        self.repaired += len(repaired)
+        for item in repaired[:5]:
+            state = "was missing" if item.key not in actual else "was changed" if item in changes.put else "was stale"
+            log.warning("repaired: %s %s%s", item, state, f" ({why})" if why else "")
+        if len(repaired) > 5:
+            log.warning("repaired: %d more objects", len(repaired) - 5)
+
+    async def _apply(self, changes: Changes) -> None:
+        if not changes:
+            return
+        for item in (*changes.put, *changes.delete):
+            self.failures.pop(item.key, None)
+        for driver in self._drivers:
+            share = Changes(_only(changes.put, driver), _only(changes.delete, driver))
+            if share:
+                for failure in await driver.apply(share):
+                    self.failures[failure.object.key] = failure
+        if self.failures:
+            self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        level = logging.ERROR if self._failed_audits == 0 else logging.DEBUG
+        for failure in list(self.failures.values())[:5]:
+            log.log(level, "%s: %s", failure.object, failure.reason)
+        if len(self.failures) > 5:
+            log.log(level, "%d more objects could not be put in place", len(self.failures) - 5)
+
+
+def _only(objects: Iterable[Object], driver: Driver) -> list[Object]:
+    return [item for item in objects if isinstance(item, driver.handles)]

@@ -1,0 +1,132 @@
+"""Taking a lease and keeping it: the I/O around `allocate` and `timing`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from wincey.leasing.allocate import Identity, decide, losers
+from wincey.leasing.timing import renew_in, retry_in
+from wincey.model.address import Subnet
+from wincey.model.config import NetworkConfig
+from wincey.model.errors import KeyConflict, KeyExists, StoreError
+from wincey.model.lease import TTL, Lease, LeaseAttrs
+from wincey.store.registry import Registry, Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Acquired(msgspec.Struct):
+    """A lease that is ours, everything else as of just after we got it, and how many rounds it took."""
+
+    lease: Lease
+    snapshot: Snapshot
+    rounds: int
+
+
+async def acquire(
+    registry: Registry,
+    config: NetworkConfig,
+    identity: Identity,
+    attrs: LeaseAttrs,
+    previous: Sequence[Subnet],
+    rng: random.Random,
+) -> Acquired:
+    """Get a lease that nobody else has, however many hosts want one at once.
+
+    An unchanged lease of ours is only renewed, which wakes no watcher of the cluster. Raises OutOfSubnets, StoreError.
+    """
+    rounds = 0
+    while True:
+        rounds += 1
+        snapshot = await registry.snapshot()
+        decision = decide(config, list(snapshot.leases.values()), identity, previous, rng)
+        try:
+            if decision.take:
+                lease = await registry.create(decision.take, attrs)
+            else:
+                assert decision.reuse
+                lease = await _take_over(registry, decision.reuse, attrs)
+        except (KeyExists, KeyConflict):
+            # Another host was faster. The pause grows with the rounds, so that a stampede thins out.
+            await asyncio.sleep(rng.uniform(0, min(1.0, 0.02 * rounds)))
+            continue
+        snapshot = await registry.snapshot()
+        if older := losers(lease, snapshot.leases.values(), identity):
+            log.warning("subnet %s overlaps the older lease %s; taking another", lease.key, older[0].key)
+            await _release(registry, lease)
+            continue
+        for stale in decision.drop:
+            log.info("releasing our lease %s, which does not fit the network config any more", stale.key)
+            await _release(registry, stale)
+            snapshot.leases.pop(registry.lease_key(stale.key), None)
+        return Acquired(lease, snapshot, rounds)
+
+
+async def _take_over(registry: Registry, lease: Lease, attrs: LeaseAttrs) -> Lease:
+    if lease.attrs != attrs:
+        return await registry.update(lease, attrs)
+    return lease if lease.permanent else await registry.renew(lease)
+
+
+async def _release(registry: Registry, lease: Lease) -> None:
+    try:
+        await registry.release(lease)
+    except KeyConflict:
+        pass  # changed since we read it: the watch will tell
+
+
+class Renewal:
+    """Renews a lease for as long as it is ours. `lease` is the latest state of it; `seen` takes what the watch saw."""
+
+    def __init__(self, registry: Registry, lease: Lease, margin: float, rng: random.Random) -> None:
+        self.lease = lease
+        self._registry, self._margin, self._rng = registry, margin, rng
+        self._kick = asyncio.Event()
+
+    def seen(self, lease: Lease) -> None:
+        """Our key changed in the store (by us or by an administrator): look at its time limit again."""
+        if lease.revision > self.lease.revision:
+            self.lease = lease
+            self._kick.set()
+
+    def soon(self) -> None:
+        """Renew now, as after an outage of the store."""
+        self._kick.set()
+
+    async def run(self) -> None:
+        """Renew until the lease is lost; then return."""
+        left: float | None = None if self.lease.permanent else TTL
+        failures = 0
+        while True:
+            pause = (
+                retry_in(failures, self._rng) if failures else renew_in(left, self._margin, self._rng) if left else None
+            )
+            try:
+                await asyncio.wait_for(self._kick.wait(), pause)
+                self._kick.clear()
+            except TimeoutError:
+                pass
+            lease = self.lease
+            try:
+                left = await self._registry.time_left(lease)
+                if left is not None and left < TTL * 0.9:
+                    lease = await self._registry.renew(lease)
+                    left = TTL
+            except KeyConflict:
+                if self.lease.revision > lease.revision:
+                    self._kick.set()  # our own newer state, seen while the call was under way
+                    continue
+                return
+            except StoreError as error:
+                failures += 1
+                level = logging.WARNING if failures in {1, 10} or failures % 60 == 0 else logging.DEBUG
+                log.log(level, "the lease %s could not be renewed (attempt %d): %s", lease.key, failures, error)
+                continue
+            failures = 0
+            if lease.revision >= self.lease.revision:
+                self.lease = lease
