@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -12,10 +13,8 @@ from wincey.leasing.claims import Host
 def this_host() -> Host:
     """One boot of one machine and one network namespace: a restarted daemon is the same, a clone of the machine is not."""
     parts = [_read("/etc/machine-id"), _read("/proc/sys/kernel/random/boot_id")]
-    try:
+    with contextlib.suppress(OSError):
         parts.append(str(os.stat("/proc/self/ns/net").st_ino))
-    except OSError:
-        pass
     name = socket.gethostname()
     return Host(name, hashlib.sha256("\n".join([name, *parts]).encode()).hexdigest()[:32])
 

@@ -28,6 +28,7 @@ class Planner:
 
     def __init__(
         self,
+        *,
         config: NetworkConfig,
         host: HostFacts,
         backend: Backend,

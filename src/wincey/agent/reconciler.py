@@ -83,22 +83,23 @@ class Reconciler:
 
     async def _audit(self, why: str | None) -> None:
         started = time.process_time()
-        self.desired.take_changes()  # the audit covers them
+        planned = self.desired.take_changes()
+        expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
         actual: dict[Key, Object] = {}
         for driver in self._drivers:
             actual.update(await driver.observe(self.desired.objects, self.scope))
         changes = diff(self.desired.objects, actual)
         if changes and self._audited:
-            self._tell(changes, actual, why)
+            self._tell(changes, expected, actual, why)
         self._audit_cost = time.process_time() - started
         self.failures.clear()
         await self._apply(changes)
         self._audited = True
         self._failed_audits = self._failed_audits + 1 if self.failures else 0
 
-    def _tell(self, changes: Changes, actual: dict[Key, Object], why: str | None) -> None:
-        # Retries of what failed before are no news.
-        repaired = [o for o in (*changes.put, *changes.delete) if o.key not in self.failures]
+    def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:
+        # What the plan has just changed, and retries of what failed before, are no repairs.
+        repaired = [item for item in (*changes.put, *changes.delete) if item.key not in expected]
         self.repaired += len(repaired)
         for item in repaired[:5]:
             state = "was missing" if item.key not in actual else "was changed" if item in changes.put else "was stale"

@@ -47,7 +47,8 @@ class UdpBackend:
         return not attrs.backend_type
 
     def local(self, own: LeaseKey) -> list[Object]:
-        assert own.v4 and self._config.network
+        assert own.v4
+        assert self._config.network
         return [
             Tunnel(DEVICE, self.mtu, self._local, self._port),
             Link(DEVICE, "tun", self.mtu),

@@ -44,10 +44,16 @@ def decide(
     config: NetworkConfig,
     leases: Sequence[Lease],
     identity: Identity,
+    *,
     previous: Sequence[Subnet],
+    blocked: Sequence[Subnet] = (),
     rng: random.Random,
 ) -> Decision:
-    """Decide which lease to hold. `previous`: the subnets of an earlier subnet.env. Raises OutOfSubnets."""
+    """Decide which lease to hold; raises OutOfSubnets.
+
+    previous: the subnets this host had (an earlier subnet.env). blocked: subnets whose key is there with a value that
+    nobody can read: somebody may live there.
+    """
     own = [lease for lease in leases if identity.owns(lease.attrs)]
     usable = [lease for lease in own if config.allows(lease.key)]
     # A reservation that does not fit the config is an administrator's mistake to mend, not ours to delete.
@@ -59,12 +65,12 @@ def decide(
         return Decision(best, None, unusable)
 
     others = [lease for lease in leases if not identity.owns(lease.attrs)]
-    wanted = [subnet for lease in own for subnet in lease.key.subnets] + [subnet.masked() for subnet in previous]
+    wanted = [subnet for lease in own for subnet in lease.key.subnets] + list(previous)
     v4 = v6 = None
     if config.enable_ipv4:
-        v4 = _pick(Pool.of_v4(config), [lease.key.v4 for lease in others if lease.key.v4], wanted, rng)
+        v4 = _pick(Pool.of_v4(config), [*blocked, *(lease.key.v4 for lease in others if lease.key.v4)], wanted, rng)
     if config.enable_ipv6:
-        v6 = _pick(Pool.of_v6(config), [lease.key.v6 for lease in others if lease.key.v6], wanted, rng)
+        v6 = _pick(Pool.of_v6(config), [*blocked, *(lease.key.v6 for lease in others if lease.key.v6)], wanted, rng)
     return Decision(None, LeaseKey(v4, v6), unusable)
 
 

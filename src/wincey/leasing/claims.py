@@ -10,6 +10,7 @@ needed, and a host that restarts as itself (same boot) does not wait.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import msgspec
@@ -97,10 +98,8 @@ class Claim:
             self._entry = entry
             return
         if entry is None:
-            try:
+            with contextlib.suppress(KeyExists):  # its change is on the way to us
                 self._entry = await self._store.create(self._key, self._me.encode(), TTL)
-            except KeyExists:
-                pass  # its change is on the way to us
             return
         self._defended += 1
         if self._defended > 20:
@@ -109,10 +108,8 @@ class Claim:
             "host %s tries to use our public address %s; it is refused while this host (%s) lives",
             other, self._key.rpartition("/")[2], self._me,
         )  # fmt: skip
-        try:
+        with contextlib.suppress(KeyConflict):  # its next change is on the way to us
             self._entry = await self._store.replace(entry, self._me.encode(), TTL)
-        except KeyConflict:
-            pass  # its next change is on the way to us
 
     async def renew(self) -> None:
         """Start its time limit anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from wincey.leasing.allocate import Identity, decide, losers
 from wincey.leasing.timing import renew_in, retry_in
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import KeyConflict, KeyExists, StoreError
-from wincey.model.lease import TTL, Lease, LeaseAttrs
+from wincey.model.errors import BadLease, KeyConflict, KeyExists, StoreError
+from wincey.model.lease import TTL, Lease, LeaseAttrs, LeaseKey
 from wincey.store.registry import Registry, Snapshot
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Acquired(msgspec.Struct):
 
 async def acquire(
     registry: Registry,
+    *,
     config: NetworkConfig,
     identity: Identity,
     attrs: LeaseAttrs,
@@ -44,9 +46,23 @@ async def acquire(
     while True:
         rounds += 1
         snapshot = await registry.snapshot()
-        decision = decide(config, list(snapshot.leases.values()), identity, previous, rng)
+        garbled = _garbled(snapshot)
+        mine = next(
+            (bad for key, bad in garbled.items() if set(key.subnets) <= set(previous) and config.allows(key)), None
+        )
+        decision = decide(
+            config,
+            list(snapshot.leases.values()),
+            identity,
+            previous=previous,
+            blocked=[subnet for key in garbled for subnet in key.subnets],
+            rng=rng,
+        )
         try:
-            if decision.take:
+            if mine and not decision.reuse:
+                log.warning("the lease %s that this host had is unreadable in the store; putting it back", mine.key)
+                lease = await registry.update(mine, attrs)
+            elif decision.take:
                 lease = await registry.create(decision.take, attrs)
             else:
                 assert decision.reuse
@@ -67,6 +83,16 @@ async def acquire(
         return Acquired(lease, snapshot, rounds)
 
 
+def _garbled(snapshot: Snapshot) -> dict[LeaseKey, Lease]:
+    """Leases with a good key and an unreadable value, without attributes."""
+    garbled = {}
+    for bad in snapshot.bad.values():
+        with contextlib.suppress(BadLease):
+            key = LeaseKey.parse(bad.key.rpartition("/")[2])
+            garbled[key] = Lease(key, LeaseAttrs(), bad.revision)
+    return garbled
+
+
 async def _take_over(registry: Registry, lease: Lease, attrs: LeaseAttrs) -> Lease:
     if lease.attrs != attrs:
         return await registry.update(lease, attrs)
@@ -74,10 +100,8 @@ async def _take_over(registry: Registry, lease: Lease, attrs: LeaseAttrs) -> Lea
 
 
 async def _release(registry: Registry, lease: Lease) -> None:
-    try:
+    with contextlib.suppress(KeyConflict):  # changed since we read it: the watch will tell
         await registry.release(lease)
-    except KeyConflict:
-        pass  # changed since we read it: the watch will tell
 
 
 class Renewal:

@@ -15,10 +15,11 @@ from wincey.store.kv import Change, Entry, KeyValueStore
 
 
 class BadEntry(msgspec.Struct, frozen=True):
-    """A key below subnets/ that is no lease, and why."""
+    """A key below subnets/ that is no lease, and why. revision: of its last change."""
 
     key: str
     reason: str
+    revision: int = 0
 
 
 class Snapshot(msgspec.Struct):
@@ -142,7 +143,7 @@ class Registry:
         try:
             return Update(key, "lease", lease=self._lease(entry))
         except BadLease as error:
-            return Update(key, "lease", bad=BadEntry(key, str(error)))
+            return Update(key, "lease", bad=BadEntry(key, str(error), entry.revision))
 
     def _lease(self, entry: Entry) -> Lease:
         return Lease(
