@@ -60,7 +60,7 @@ class Reconciler:
     async def run(self) -> None:
         """Keep the host as desired, for ever."""
         while True:
-            retry = min(RETRY_MOST, RETRY_FIRST * 2**self._failed_audits) if self.failures else AUDIT_EVERY
+            retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else AUDIT_EVERY
             try:
                 await asyncio.wait_for(self._wake.wait(), retry)
             except TimeoutError:
