@@ -1,0 +1,40 @@
+"""Fixtures of all tests: real etcd servers, and the helper package `support` made importable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Test modules are imported by file (--import-mode=importlib), so their directory is on no path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.etcd import EtcdServer, require_etcd, require_etcd35
+
+
+@pytest.fixture(scope="session")
+def etcd34(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """The installed etcd (3.4 on Debian 12), shared by all tests of a run: each keeps to a prefix of its own."""
+    yield from _running(EtcdServer(tmp_path_factory.mktemp("etcd34"), require_etcd()))
+
+
+@pytest.fixture(scope="session")
+def etcd35(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """etcd 3.5, shared likewise."""
+    yield from _running(EtcdServer(tmp_path_factory.mktemp("etcd35"), require_etcd35()))
+
+
+@pytest.fixture
+def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    """The installed etcd for one test alone, to stop, kill, pause and wipe."""
+    yield from _running(EtcdServer(tmp_path / "etcd", require_etcd()))
+
+
+def _running(server: EtcdServer) -> Iterator[EtcdServer]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
