@@ -1,0 +1,134 @@
+"""The kernel's side of a tunnel: the TUN device, the UDP socket, and the raw socket that ICMP errors leave by.
+
+The TUN is not persistent: it lives as long as a keeper holds its descriptor, handing over included, so a device never
+stands without anyone who forwards for it, and nothing of ours is left behind by a crash. The end of the device is what the
+reconciler sees, and its repair makes everything anew. (A persistent device would keep address and routes, and swallow
+packets in silence; at clean-up nobody would know whose it is.)
+
+Making a device that exists and is held by a process fails with EBUSY. That is also the lock between two daemons that start
+a keeper at the same time: of one name in one network namespace there is one holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+from wincey.tunnel.packet import may_be_answered, net_unreachable
+
+_TUNSETIFF, _TUNSETPERSIST, _TUNGETIFF = 0x400454CA, 0x400454CB, 0x800454D2  # linux/if_tun.h
+_IFF_TUN, _IFF_NO_PI, _IFF_PERSIST = 0x0001, 0x1000, 0x0800
+_SIOCGIFADDR, _SIOCGIFMTU, _SIOCSIFMTU = 0x8915, 0x8921, 0x8922  # linux/sockios.h
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0  # linux/in.h
+_BUFFER = 4 << 20  # bytes a socket may queue: 2,500 full packets ride out a pause of the keeper
+_ERRORS_A_SECOND, _ERRORS_AT_ONCE = 1000.0, 50.0  # as the kernel's icmp_msgs_per_sec and icmp_msgs_burst
+
+
+def open_tun(name: str) -> int:
+    """Make the TUN device and return its non-blocking descriptor; raises OSError (EBUSY: another process holds it)."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI)
+        flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNSETIFF, request), 16)[0]
+        if flags & _IFF_PERSIST:  # someone made it by hand beforehand: from here on its life is ours
+            fcntl.ioctl(descriptor, _TUNSETPERSIST, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def tun_name(descriptor: int) -> str:
+    """The present name of the device (people rename devices); raises OSError when it is gone."""
+    request = fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40))
+    return request[:16].rstrip(b"\0").decode()
+
+
+def open_udp(local: str, port: int) -> socket.socket:
+    """The UDP socket at the local address and port, non-blocking; raises OSError.
+
+    The outer packets have DF clear, as flannel's: the inner sender has been told the TUN's MTU and can't be told about a
+    narrower place in the underlay, so there the underlay may fragment, which is slow, but arrives.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        sock.bind((local, port))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"UDP {local}:{port}: {os.strerror(error.errno or 0)}") from None
+    return sock
+
+
+class Interface:
+    """What the tunnel needs from the host beside its two descriptors, through one raw socket (IPPROTO_RAW: send only).
+
+    An ICMP error written into the TUN would come from a local address, and current kernels drop that as a martian, so it
+    leaves from the host itself. It reaches containers and local processes alike.
+    """
+
+    def __init__(self, tun: int) -> None:
+        self._tun = tun
+        self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+        self._tokens = _ERRORS_AT_ONCE
+        self._filled = 0.0
+
+    @property
+    def name(self) -> str:
+        """The device's present name; "" when this network namespace has it no more."""
+        try:
+            self._request(_SIOCGIFMTU)
+            return tun_name(self._tun)
+        except OSError:
+            return ""
+
+    @property
+    def mtu(self) -> int:
+        """The device's MTU in bytes; raises OSError."""
+        return int(struct.unpack_from("i", self._request(_SIOCGIFMTU), 16)[0])
+
+    @mtu.setter
+    def mtu(self, value: int) -> None:
+        try:
+            self._request(_SIOCSIFMTU, struct.pack("i", value))
+        except OSError as error:
+            raise OSError(error.errno, f"MTU {value}: {os.strerror(error.errno or 0)}") from None
+
+    def refuse(self, packet: bytes, now: float) -> bool:
+        """Tell the packet's sender that its network is unreachable. False when that may not be said, or not so often.
+
+        packet: a whole IPv4 packet. now: seconds of a monotonic clock. Never raises.
+        """
+        if not may_be_answered(packet):
+            return False
+        self._tokens = min(_ERRORS_AT_ONCE, self._tokens + (now - self._filled) * _ERRORS_A_SECOND)
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        try:
+            self._raw.sendto(net_unreachable(packet, self._address()), (socket.inet_ntoa(packet[12:16]), 0))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Release the raw socket; the TUN's descriptor is its owner's to close."""
+        self._raw.close()
+
+    def _address(self) -> bytes:
+        try:
+            return self._request(_SIOCGIFADDR)[20:24]
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return bytes(4)  # no address yet: the kernel chooses the source
+
+    def _request(self, number: int, value: bytes = b"") -> bytes:
+        return fcntl.ioctl(self._raw, number, struct.pack("16s24s", tun_name(self._tun).encode(), value))
