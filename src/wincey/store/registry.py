@@ -66,6 +66,14 @@ class Registry:
         entry = await self.store.get(self._config_key)
         return entry.value if entry else None
 
+    async def put_config(self, value: bytes) -> None:
+        """Write the config, over the one there is. Raises KeyConflict or KeyExists when another writes at the same time."""
+        entry = await self.store.get(self._config_key)
+        if entry:
+            await self.store.replace(entry, value, None)
+        else:
+            await self.store.create(self._config_key, value, None)
+
     async def snapshot(self) -> Snapshot:
         """Read everything once; watch from its revision."""
         listing = await self.store.read_all(self.prefix + "/")
