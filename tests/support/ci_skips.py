@@ -1,7 +1,7 @@
 """In CI a skipped test is a failure, unless its reason is on the list below.
 
 A test that skips where a tool is missing passes for green while nothing is tested. CI (the variable CI=true) has every
-tool, as set-up installs them, so there a skip means that a step is missing from set-up. `make test` loads it with -p.
+tool, as set-up installs them, so there a skip means that a step is missing from set-up. tests/conftest.py registers it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,41 @@
+"""The architecture: who may import whom (contracts in pyproject.toml), and what the daemon loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src" / "wincey"
+
+
+def test_contracts_are_kept(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert code == 0, capsys.readouterr().out
+
+
+def test_backends_take_only_the_names_of_families_from_socket() -> None:
+    used = set()
+    for path in (SOURCES / "backends").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket":
+                used.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and node.module == "socket":
+                used.update(name.name for name in node.names)
+    assert used <= {"AF_INET", "AF_INET6"}
+
+
+@pytest.mark.parametrize("module", ["wincey.agent.network", "wincey.tunnel.__main__"])
+def test_what_the_daemon_loads_stays_small(module: str) -> None:
+    """Each of these costs memory for as long as the daemon runs, or time at each start."""
+    heavy = {"click", "rich", "pyroute2", "h11", "aiohttp", "http.client", "urllib.request", "email", "xml", "sqlite3"}
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert module in loaded
+    assert not heavy & set(loaded)
