@@ -15,6 +15,7 @@ from support.etcd import EtcdServer, require_etcd, require_etcd35
 
 pytest_plugins = ["support.ci_skips"]  # in CI a skipped test is a failure
 
+
 @pytest.fixture(scope="session")
 def etcd34(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """The installed etcd (3.4 on Debian 12), shared by all tests of a run: each keeps to a prefix of its own."""

@@ -45,8 +45,8 @@ def parse_mac(text: str) -> MacAddress:
     """Read `aa:bb:cc:dd:ee:ff` (either case, `-` allowed too); raises BadAddress."""
     parts = text.replace("-", ":").split(":")
     try:
-        if len(parts) == 6 and all(len(part) == 2 for part in parts):
-            return bytes(int(part, 16) for part in parts)
+        if [len(part) for part in parts] == [2] * 6 and len(mac := bytes.fromhex("".join(parts))) == 6:
+            return mac
     except ValueError:
         pass
     raise BadAddress(f"{text!r} is not a MAC address; write it like 0e:2a:0a:63:00:02")

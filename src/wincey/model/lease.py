@@ -26,22 +26,23 @@ class LeaseKey(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def parse(cls, text: str) -> LeaseKey:
-        """Read `10.3.1.0-24` or `10.3.1.0-24&fd00:1::-64`; raises BadLease. Lengths: IPv4 0 to 31, IPv6 0 to 127."""
+        """Read `10.3.1.0-24` or `10.3.1.0-24&fd00:1::-64`; raises BadLease. Lengths: IPv4 1 to 31, IPv6 1 to 127;
+        `0.0.0.0-0` before an IPv6 part stands for no IPv4."""
         match = _KEY.search(text)
+        text = text[:200]  # of a key this long only the errors below speak
         if not match:
             raise BadLease(f"lease key {text!r} is not of the form 10.3.1.0-24 or 10.3.1.0-24&fd00:1::-64")
         try:
             v4 = Subnet(parse_address(match[1]), int(match[2]))
             v6 = Subnet(parse_address(match[3]), int(match[4])) if match[3] else None
-        except BadAddress as error:
+        except ValueError as error:  # BadAddress, or a number with thousands of digits
             raise BadLease(f"lease key {text!r}: {error}") from None
         if v4.length > 31 or (v6 and v6.length > 127):
             raise BadLease(f"lease key {text!r} has a prefix that is too long (IPv4 at most 31, IPv6 at most 127)")
-        if v4 == _NO_V4:
-            if v6 is None:
-                raise BadLease(f"lease key {text!r} names no subnet")
-            return cls(None, v6.masked())
-        return cls(v4.masked(), v6.masked() if v6 else None)
+        # A length of 0 is the whole of a family, which is nobody's lease: 0.0.0.0-0 stands for "no IPv4".
+        if (not v4.length and v6 is None) or (v6 and not v6.length):
+            raise BadLease(f"lease key {text!r} names no subnet")
+        return cls(v4.masked() if v4.length else None, v6.masked() if v6 else None)
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:
@@ -92,12 +93,12 @@ class LeaseAttrs(msgspec.Struct, frozen=True, gc=False):
     def decode(cls, value: bytes) -> LeaseAttrs:
         """Read a lease value; unknown fields are ignored. Raises BadLease."""
         try:
-            fields = _decoder.decode(value)
+            fields = _decoder.decode(value.decode())  # as text: the decoder does not look into what it skips
             v4 = parse_address(fields.PublicIP) if fields.PublicIP else None
             v6 = parse_address(fields.PublicIPv6) if fields.PublicIPv6 else None
             if (v4 and len(v4) != 4) or (v6 and len(v6) != 16):
                 raise BadLease(f"lease value has an address of the wrong family: {value[:200]!r}")
-        except (msgspec.MsgspecError, BadAddress) as error:
+        except (msgspec.MsgspecError, BadAddress, UnicodeDecodeError, RecursionError) as error:
             raise BadLease(f"lease value can't be read ({error}): {value[:200]!r}") from None
         return cls(
             public_ip=None if v4 == UNSPECIFIED_V4 else v4,
