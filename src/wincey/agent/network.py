@@ -138,6 +138,8 @@ class Network:
             rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
             log.info("lease acquired: %s%s", acquired.lease.key, rounds)
         self._lease = acquired.lease
+        if claim := self._claim:  # what happened to it before the watch begins
+            await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
         await self._become(prepared, acquired.snapshot)
         return await self._follow(acquired.snapshot.revision, attrs)
 
