@@ -19,12 +19,24 @@ class UsageError(WinceyError):
     exit_code = 2
 
 
+class BadOption(WinceyError):
+    """A flag's value is well-formed but can't be used."""
+
+
+class CannotListen(WinceyError):
+    """An address of ours can't be listened on; names the flag, the address and the reason."""
+
+
 class BadAddress(WinceyError, ValueError):
     """A text that should be an address, a subnet or a MAC address is none."""
 
 
 class BadConfig(WinceyError):
     """The network config (JSON) breaks a rule; says key, value, rule and an example."""
+
+
+class UnknownBackend(BadConfig):
+    """Backend.Type names no backend. Unlike other faults of the config this one ends the daemon, as flannel does."""
 
 
 class BadLease(WinceyError, ValueError):
