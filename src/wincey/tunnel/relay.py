@@ -63,6 +63,7 @@ class Relay:
                 packet = read(tun, _SIZE)
             except BlockingIOError:
                 break
+            # Of a known destination only the version is looked at: the rest was made by the kernel's IP output.
             target = known(packet[16:20]) if packet and packet[0] >> 4 == 4 else None
             if target is None:
                 target = self._route(packet)
