@@ -99,7 +99,9 @@ def yardstick(count: int, backend: str) -> float:
             routes.append(f"route replace {subnet(n)}/24 via {public_ip(n)} dev eth0")
     started = time.perf_counter()
     if backend == "vxlan":
-        run("ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472", "nolearning")
+        run(
+            "ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472", "nolearning"
+        )
         run("ip", "link", "set", "flannel.1", "up")
         run("bridge", "-batch", "-", stdin="\n".join(entries))
     run("ip", "-batch", "-", stdin="\n".join(neighbors + routes))
@@ -159,7 +161,9 @@ class Daemon:
             for n in range(first, first + times):
                 wanted = socket.inet_aton(subnet(n))
                 started = time.perf_counter()
-                etcd("/v3/kv/put", {"key": b64(f"{PREFIX}/subnets/{subnet(n)}-24"), "value": b64(lease(n, self.backend))})
+                etcd(
+                    "/v3/kv/put", {"key": b64(f"{PREFIX}/subnets/{subnet(n)}-24"), "value": b64(lease(n, self.backend))}
+                )
                 while wanted not in monitor.recv(65536):
                     pass
                 samples.append((time.perf_counter() - started) * 1e3)
@@ -286,6 +290,7 @@ def show(results: dict[str, dict[str, list[dict[str, float]]]], backend: str) ->
     print("  ".join(f"{column:>14}" for column in header))
     for name, by_count in results.items():
         for count, rounds in by_count.items():
+
             def median(key: str, rounds: list[dict[str, float]] = rounds) -> float:
                 return statistics.median(figures[key] for figures in rounds)
 
