@@ -111,6 +111,7 @@ proxy=$(apt-config shell proxy Acquire::http::Proxy) && eval "$proxy"
 [ -z "${proxy:-}" ] || export http_proxy="${http_proxy:-$proxy}"
 
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/wincey-fresh.XXXXXX")
+chmod 755 "$root"
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
