@@ -1,0 +1,84 @@
+"""`wincey`, the operator's command line: a group of commands, each imported when it is called.
+
+To add a command, name its module and object in COMMANDS. Errors of ours end as one line on stderr and the exit code of
+their class; nothing of ours prints a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from wincey import __version__
+from wincey.model.errors import WinceyError
+
+COMMANDS = {
+    "lab": "wincey.cli.lab:lab",
+}
+"""Name of a command: where its click command is."""
+
+_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="wincey")
+def cli() -> None:
+    """Container networks: containers on different hosts get addresses of one network and reach each other.
+
+    The daemon is a program of its own, flanneld, with flannel's flags. Here is what is around it.
+
+    \b
+    Examples:
+      wincey lab run --hosts 3 --backend vxlan     try it, on this machine alone
+      wincey config set --store http://10.0.0.1:2379 net.json
+      wincey lab --help
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"wincey {__version__}")
+
+
+def main() -> None:
+    """Run the command line; the console script `wincey`."""
+    try:
+        code = cli.main(prog_name="wincey", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except WinceyError as error:
+        click.echo(f"wincey: {error}", err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("wincey: interrupted", err=True)
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; without this Python complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
