@@ -30,7 +30,7 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/python -m pytest -q -m "not root and not etcd" $(ARGS)
 
 bench: ## Measure the control plane: start to ready, lease to route, memory (root)
-	@scripts/setup.sh demo
+	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form

@@ -20,8 +20,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # --- programs of the system: PROGRAM:DEBIAN-PACKAGE -------------------------------------------------------------------
 
-demo_programs="ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping iperf3:iperf3"
-test_programs="$demo_programs etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
+demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
+test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
                openssl:openssl bash:bash busybox:busybox git:git"
 
 packages_missing() { # of the programs named: their packages
