@@ -24,6 +24,12 @@ T = TypeVar("T")
 CALL_DEADLINE = 10.0
 """Seconds that a call to the store may take, failovers included."""
 
+_STEADY = 5.0  # seconds after which a watch that ends is no sign that the next one will, too
+
+
+class NoSuchApi(StoreError):
+    """The server does not have the API that it was asked through."""
+
 
 def jitter() -> float:
     """A random number of at least 0 and less than 1."""
@@ -105,6 +111,7 @@ class Endpoints:
         random: Callable[[], float] = jitter,
     ) -> None:
         self.random = random
+        self.outage: OutageCallback = lambda _reason: None
         self._clients = [HttpClient(url, tls, connect_timeout=connect_timeout) for url in urls]
         self._closed = False
 
@@ -156,24 +163,23 @@ class Endpoints:
                 raise StoreUnavailable("no etcd endpoint could serve us: " + "; ".join(reasons.values()))
             await asyncio.sleep(wait)
 
-    async def follow(
-        self, attempt: Callable[[HttpClient], AsyncGenerator[list[T], None]], outage: OutageCallback
-    ) -> AsyncIterator[list[T]]:
+    async def follow(self, attempt: Callable[[HttpClient], AsyncGenerator[list[T], None]]) -> AsyncIterator[list[T]]:
         """What `attempt(client)` yields, tried again at the next endpoint whenever it ends or fails, for ever.
 
         attempt yields an empty list as soon as it is connected; those are not passed on. Raises HistoryLost, StoreDenied;
         `outage` is called with the reason when no endpoint serves, and with None when one does again.
         """
+        now = asyncio.get_running_loop().time
         waits = pauses(self.random)
         failures = refusals = 0
         while not self._closed:
             client = self.current
+            begun = now()
             try:
                 async with contextlib.aclosing(attempt(client)) as batches:
                     async for batch in batches:
                         if failures >= len(self._clients):
-                            outage(None)
-                        waits = pauses(self.random)
+                            self.outage(None)
                         failures = refusals = 0
                         if batch:
                             yield batch
@@ -189,7 +195,9 @@ class Endpoints:
             if refusals >= len(self._clients):
                 raise StoreDenied(reason)
             if failures == len(self._clients) and not self._closed:
-                outage(reason)
+                self.outage(reason)
+            if now() - begun > _STEADY:
+                waits = pauses(self.random)
             await asyncio.sleep(next(waits))
         raise StoreUnavailable("the store is closed")
 

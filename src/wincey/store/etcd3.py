@@ -70,7 +70,6 @@ class Etcd3Store:
         self._gateway = Gateway(username, password)
         self._deadline = deadline
         self._probe_interval = probe_interval
-        self._outage: OutageCallback = lambda _reason: None
         self._newest: dict[str, _Cursor] = {}  # by prefix: the newest entry of its last listing
 
     @property
@@ -116,19 +115,12 @@ class Etcd3Store:
     async def refresh(self, entry: Entry, ttl: float) -> Entry:
         if not entry.handle:
             raise KeyConflict(f"{entry.key} has no time limit that could start anew")
-        answer = await self._call("lease/keepalive", {"ID": entry.handle}, KEEP_ALIVE)
-        if answer.error:
-            raise self._gateway.error(answer.error, self._endpoints.current)
-        # In this order: what holds now is a lease that runs for its whole time again.
+        left = await self._endpoints.call(partial(self._keep_alive, entry.handle), self._deadline)
+        # In this order: what is there now hangs on a lease that runs for its whole time again.
         current = await self.get(entry.key)
-        if (
-            answer.result.TTL <= 0
-            or not current
-            or current.revision != entry.revision
-            or current.handle != entry.handle
-        ):
+        if left <= 0 or not current or (current.revision, current.handle) != (entry.revision, entry.handle):
             raise _changed(entry)
-        if ttl > answer.result.TTL:  # it was granted for a shorter time than is wanted now
+        if left < ttl:  # it was granted for a shorter time than is wanted now
             return await self.replace(current, current.value, ttl)
         return current
 
@@ -170,17 +162,14 @@ class Etcd3Store:
         known = self._newest.get(prefix)
         if known and known.revision == after:
             cursor = msgspec.structs.replace(known)
-        async for changes in self._endpoints.follow(partial(self._follow, prefix, cursor), self._tell_outage):
+        async for changes in self._endpoints.follow(partial(self._follow, prefix, cursor)):
             yield changes
 
     def on_outage(self, callback: OutageCallback) -> None:
-        self._outage = callback
+        self._endpoints.outage = callback
 
     async def close(self) -> None:
         await self._endpoints.close()
-
-    def _tell_outage(self, reason: str | None) -> None:
-        self._outage(reason)
 
     async def _call(
         self, method: str, body: object, answer: msgspec.json.Decoder[T], deadline: float | None = None
@@ -238,6 +227,13 @@ class Etcd3Store:
             if error.code != _PRECONDITION:  # "already exists": granted by an attempt whose answer was lost
                 raise
         return lease
+
+    async def _keep_alive(self, lease: str, client: HttpClient, _uncertain: bool) -> int:
+        """Start a lease anew: the seconds that it has now, 0 when there is no such lease."""
+        line = await self._gateway.call(client, "lease/keepalive", {"ID": lease}, KEEP_ALIVE)
+        if line.error:
+            raise self._gateway.error(line.error, client)
+        return line.result.TTL
 
     async def _retire(self, lease: str) -> None:
         """Revoke a lease that no key hangs on. No matter if it fails: the lease expires by itself."""

@@ -16,6 +16,7 @@ import msgspec
 
 from wincey.http.client import HttpClient, Stream
 from wincey.model.errors import StoreDenied, StoreError, StoreUnavailable
+from wincey.store.endpoints import NoSuchApi
 from wincey.store.etcd3_wire import StreamFault
 
 T = TypeVar("T")
@@ -35,10 +36,6 @@ _ADVICE = {
     "user name is empty": "it wants a user: give --etcd-username and --etcd-password",
     "authentication failed": "it does not accept user {user!r} with this password",
 }
-
-
-class NoSuchApi(StoreError):
-    """The server does not have this API."""
 
 
 class GatewayError(StoreError):
