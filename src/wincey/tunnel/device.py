@@ -30,15 +30,21 @@ _ERRORS_A_SECOND, _ERRORS_AT_ONCE = 1000.0, 50.0  # as the kernel's icmp_msgs_pe
 
 def open_tun(name: str) -> int:
     """Make the TUN device and return its non-blocking descriptor; raises OSError (EBUSY: another process holds it)."""
-    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI)
-        flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNSETIFF, request), 16)[0]
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"/dev/net/tun: {os.strerror(error.errno or 0)} (needs module tun and root)"
+        ) from None
+    try:
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+        flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)), 16)[0]
         if flags & _IFF_PERSIST:  # someone made it by hand beforehand: from here on its life is ours
             fcntl.ioctl(descriptor, _TUNSETPERSIST, 0)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        raise
+        hint = " (a device of another kind has that name)" if error.errno == errno.EINVAL else ""
+        raise OSError(error.errno, f"TUN device {name}: {os.strerror(error.errno or 0)}{hint}") from None
     return descriptor
 
 

@@ -124,6 +124,8 @@ class TunnelDriver:
         """What a keeper shows; None when there is none, or when it is wanted and must be started anew."""
         connection = await self._reach(device)
         if connection is None:
+            if not wanted:
+                self._path(device).unlink(missing_ok=True)  # of a keeper that was killed; nobody listens there any more
             return None
         state, records = await connection.ask({"do": "show", "peers": True})
         if wanted and state["build"] != BUILD:

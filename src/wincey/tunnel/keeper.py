@@ -174,9 +174,9 @@ class Keeper:
             client.unsent += request(client, header, body)
         except ConnectionError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            client.unsent += encode({"error": text})
+        except Exception as error:  # whatever is wrong with a request, packets go on
+            text = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
+            client.unsent += encode({"error": text or type(error).__name__})
 
     def _show(self, _: _Client, header: Header, __: bytes) -> bytes:
         local, port = self._relay.udp.getsockname()
