@@ -27,9 +27,8 @@ _READ = 1 << 16  # bytes read from a control connection at once
 class Keeper:
     """A tunnel in this process: made anew or taken over. `run` forwards until the end."""
 
-    def __init__(self, control: str, device: str, tun: int, udp: socket.socket) -> None:
+    def __init__(self, control: str, tun: int, udp: socket.socket) -> None:
         self._control = control
-        self._device = device
         self._interface = Interface(tun)
         self._relay = Relay(tun, udp, self._interface.refuse)
         self._clients: dict[int, _Client] = {}
@@ -41,7 +40,7 @@ class Keeper:
     def create(cls, control: str, device: str, mtu: int, local: str, port: int) -> Keeper:
         """Make device and socket; raises OSError, EBUSY when another process holds the device."""
         tun = open_tun(device)
-        keeper = cls(control, device, tun, open_udp(local, port))
+        keeper = cls(control, tun, open_udp(local, port))
         keeper._interface.mtu = mtu
         keeper.publish()
         return keeper
@@ -63,7 +62,7 @@ class Keeper:
                 raise OSError(errno.EPROTO, "the running keeper handed over no descriptors")
             state, peers = _ask(sock, {"do": "show", "peers": True}, buffer)
             tun, udp = descriptors
-            keeper = cls(control, str(state["device"]), tun, socket.socket(fileno=udp))
+            keeper = cls(control, tun, socket.socket(fileno=udp))
             keeper._relay.update(peers)
             counters = state["counters"]
             if isinstance(counters, dict):
