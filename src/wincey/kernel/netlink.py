@@ -192,7 +192,9 @@ class Netlink:
                 if sequence != first:
                     continue
                 if kind == _NLMSG_ERROR:
-                    raise NetlinkError(_refusal(data, flags, start, end) or Refusal(errno.EPROTO, "no answer but success"))
+                    raise NetlinkError(
+                        _refusal(data, flags, start, end) or Refusal(errno.EPROTO, "no answer but success")
+                    )
                 return kind, data, start, end
         raise NetlinkError(Refusal(errno.ENOBUFS))
 

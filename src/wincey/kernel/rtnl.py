@@ -12,7 +12,7 @@ import struct
 
 import msgspec
 
-from wincey.kernel.netlink import HEADER, NLM_F_REQUEST, attribute, attributes, message
+from wincey.kernel.netlink import NLM_F_REQUEST, attribute, attributes, message
 from wincey.model.address import Address, MacAddress, Subnet
 from wincey.model.state import Vxlan
 
@@ -60,7 +60,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-_ROUTE = struct.Struct("=BBBBBBBBI")  # family, lengths of destination and source, tos, table, protocol, scope, type, flags
+_ROUTE = struct.Struct(
+    "=BBBBBBBBI"
+)  # family, lengths of destination and source, tos, table, protocol, scope, type, flags
 _NEIGHBOR = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
 _NEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, index
 
@@ -259,7 +261,9 @@ def vxlan_info(vxlan: Vxlan, underlay: int, current: VxlanMessage | None = None)
 
 def get_link(name: str) -> bytes:
     """Ask for one link by name."""
-    return message(RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS)
+    return message(
+        RTM_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS
+    )
 
 
 def get_route(address: Address) -> bytes:
@@ -347,9 +351,7 @@ def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     if destination is None:
         destination = bytes(4 if family == socket.AF_INET else 16)
     hops = hops or (Hop(oif, gateway, bool(flags & RTNH_F_ONLINK)),)
-    return RouteMessage(
-        destination, size, tos, table, protocol, kind, bool(flags & RTM_F_CLONED), metric, source, hops
-    )
+    return RouteMessage(destination, size, tos, table, protocol, kind, bool(flags & RTM_F_CLONED), metric, source, hops)
 
 
 def _decode_hops(data: bytes, offset: int, end: int) -> tuple[Hop, ...]:

@@ -1,0 +1,33 @@
+"""The transmit checksum offload of a device, by ioctl as `ethtool -K DEVICE tx on|off` (linux/ethtool.h).
+
+ioctl and not the netlink family of ethtool: that one is missing before Linux 5.6 and where the kernel is built without it.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+
+_SIOCETHTOOL = 0x8946
+_GET_TX_CHECKSUM = 0x16
+_SET_TX_CHECKSUM = 0x17
+
+
+def get_tx_checksum(device: str) -> bool:
+    """Whether outgoing packets leave the device with the checksum still to be filled in; raises OSError."""
+    return bool(_call(device, _GET_TX_CHECKSUM, 0))
+
+
+def set_tx_checksum(device: str, on: bool) -> None:
+    """Turn the offload on or off; raises OSError."""
+    _call(device, _SET_TX_CHECKSUM, int(on))
+
+
+def _call(device: str, command: int, value: int) -> int:
+    argument = array.array("I", [command, value])  # struct ethtool_value, at an address that struct ifreq tells
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sP16x", device.encode(), argument.buffer_info()[0])
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+    return argument[1]

@@ -1,0 +1,148 @@
+"""Our devices: read, made, changed, removed.
+
+A device is changed in place wherever the kernel can, so that packets keep flowing and everything on it stays. Only another
+VNI, port or GBP flag means that a vxlan device must be made anew, which takes all its routes and entries with it.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+
+from wincey.kernel import ethtool, rtnl
+from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Refusal, messages
+from wincey.kernel.objects import Names, link
+from wincey.kernel.reasons import explain
+from wincey.kernel.rtnl import LinkMessage, VxlanMessage
+from wincey.model.state import Link, Vxlan
+
+
+class LinkRefused(Exception):
+    """A link can't be put; the text says why."""
+
+
+def read_link(netlink: Netlink, name: str) -> LinkMessage | None:
+    """The device of that name, None when there is none."""
+    try:
+        _, data, start, end = netlink.request(rtnl.get_link(name))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return rtnl.decode_link(data, start, end)
+
+
+def as_wanted(message: LinkMessage, names: Names, wanted: Link | None) -> Link | None:
+    """The device as an object (see objects.link), its checksum offload read if `wanted` cares."""
+    checksum = None
+    if wanted and wanted.tx_checksum is not None:
+        try:
+            checksum = ethtool.get_tx_checksum(message.name)
+        except OSError:  # gone meanwhile, or not to be asked: not as wanted, and putting it tells why
+            checksum = None
+    return link(message, names, wanted, checksum)
+
+
+def put_link(netlink: Netlink, names: Names, wanted: Link) -> bool:
+    """Make the device as wanted; returns whether another one had to go for it. Raises LinkRefused."""
+    found = read_link(netlink, wanted.name)
+    if found and found.kind != wanted.kind:
+        raise LinkRefused(
+            f"device {wanted.name} is already there and of kind {found.kind or 'hardware'}, not {wanted.kind}: "
+            "rename or remove it"
+        )
+    if wanted.vxlan:
+        remade = _put_vxlan(netlink, names, wanted, wanted.vxlan, found)
+    elif found:
+        _change(netlink, wanted, found)
+        remade = False
+    else:
+        raise LinkRefused(f"device {wanted.name} is not there (yet)")
+    if wanted.tx_checksum is not None:
+        try:
+            ethtool.set_tx_checksum(wanted.name, wanted.tx_checksum)
+        except OSError as error:
+            state = "on" if wanted.tx_checksum else "off"
+            raise LinkRefused(f"transmit checksum offload of {wanted.name} can't be turned {state}: {error}") from error
+    return remade
+
+
+def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found: LinkMessage | None) -> bool:
+    underlay = names.index(vxlan.underlay)
+    if not underlay:
+        raise LinkRefused(f"its underlay {vxlan.underlay} is not there")
+    current = found.vxlan if found else None
+    if found and current and _changeable(current, vxlan):
+        target = VxlanMessage(vxlan.vni, vxlan.port, vxlan.local, underlay, vxlan.learning, vxlan.gbp)
+        info = b"" if current == target else rtnl.vxlan_info(vxlan, underlay, current)
+        try:
+            _change(netlink, wanted, found, info)
+        except LinkRefused:
+            if not info:
+                raise
+        else:
+            return False
+    if found:
+        _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))
+        if wanted.mac is None:  # peers may know the old one
+            wanted = msgspec.structs.replace(wanted, mac=found.mac)
+    _create(netlink, wanted, vxlan, underlay)
+    return found is not None
+
+
+def _changeable(current: VxlanMessage, vxlan: Vxlan) -> bool:
+    fixed = (current.vni, current.port, current.gbp) == (vxlan.vni, vxlan.port, vxlan.gbp)
+    return fixed and len(current.local) == len(vxlan.local)
+
+
+def _create(netlink: Netlink, wanted: Link, vxlan: Vxlan, underlay: int) -> None:
+    request = rtnl.encode_link(
+        rtnl.RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        name=wanted.name,
+        up=True,
+        mtu=wanted.mtu,
+        mac=wanted.mac,
+        info=rtnl.vxlan_info(vxlan, underlay),
+    )
+    refusal = netlink.transact([request]).get(0)
+    if not refusal:
+        return
+    if refusal.errno == errno.EEXIST and (other := _occupant(netlink, vxlan)):
+        raise LinkRefused(
+            f"VNI {vxlan.vni} with UDP port {vxlan.port} is taken by device {other}: "
+            f"remove that (`ip link delete {other}`) or choose another VNI or Port"
+        )
+    if refusal.errno == errno.EADDRINUSE:
+        refusal = Refusal(refusal.errno, f"UDP port {vxlan.port} is taken by another program")
+    raise LinkRefused(explain(wanted, refusal))
+
+
+def _occupant(netlink: Netlink, vxlan: Vxlan) -> str:
+    """The name of the vxlan device that has this VNI and port."""
+    for kind, data, start, end in messages(netlink.dump(rtnl.RTM_GETLINK, rtnl.dump_links())):
+        if kind == rtnl.RTM_NEWLINK:
+            found = rtnl.decode_link(data, start, end)
+            if found.vxlan and (found.vxlan.vni, found.vxlan.port) == (vxlan.vni, vxlan.port):
+                return found.name
+    return ""
+
+
+def _change(netlink: Netlink, wanted: Link, found: LinkMessage, info: bytes = b"") -> None:
+    """Change what differs; nothing else of the device is touched."""
+    request = rtnl.encode_link(
+        rtnl.RTM_NEWLINK,
+        0,
+        index=found.index,
+        up=not found.up,
+        mtu=wanted.mtu if wanted.mtu != found.mtu else 0,
+        mac=wanted.mac if wanted.mac != found.mac else None,
+        info=info,
+    )
+    _do(netlink, wanted, request)
+
+
+def _do(netlink: Netlink, wanted: Link, request: bytes) -> None:
+    if refusal := netlink.transact([request]).get(0):
+        raise LinkRefused(explain(wanted, refusal))
