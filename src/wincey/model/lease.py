@@ -120,9 +120,9 @@ class LeaseAttrs(msgspec.Struct, frozen=True, gc=False):
         }
         if etcd_v2 and not self.public_ipv6 and not self.backend_v6_data:
             return msgspec.json.encode(_ValueV2(**fields))  # type: ignore[arg-type]  # the fields' types are the struct's
-        fields["PublicIPv6"] = format_address(self.public_ipv6) if self.public_ipv6 else None  # type: ignore[assignment]
+        fields["PublicIPv6"] = format_address(self.public_ipv6) if self.public_ipv6 else None  # type: ignore[assignment]  # likewise
         fields["BackendV6Data"] = msgspec.Raw(self.backend_v6_data) if self.backend_v6_data else msgspec.UNSET
-        return msgspec.json.encode(_Value(**fields))  # type: ignore[arg-type]
+        return msgspec.json.encode(_Value(**fields))  # type: ignore[arg-type]  # likewise
 
 
 class _ReadValue(msgspec.Struct):
