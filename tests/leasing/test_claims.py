@@ -68,7 +68,7 @@ async def test_a_dead_holder_loses_the_address(stores, monkeypatch):
 
 async def test_of_two_that_start_at_once_at_most_one_goes_on(stores, monkeypatch):
     monkeypatch.setattr(claims, "ANSWER_WITHIN", 1.0)
-    dead, task = await holder(stores[0])
+    _, task = await holder(stores[0])
     await stop(task)
     third = Host("third", "c" * 32)
     results = await asyncio.gather(

@@ -91,11 +91,13 @@ class Network:
         state: State,
         host: Host,
         look: Look,
+        choose_rules: Callable[[NetworkConfig], Awaitable[None]],
         on_ready: Callable[[str | None], None],
         rng: random.Random,
     ) -> None:
         self._settings, self._registry, self._reconciler = settings, registry, reconciler
         self._state, self._host, self._look, self._on_ready, self._rng = state, host, look, on_ready, rng
+        self._choose_rules = choose_rules
         self._previous = read_env_file(settings.subnet_file)
         self._prepared: _Prepared | None = None
         self._planner: Planner | None = None
@@ -245,6 +247,8 @@ class Network:
         for bad in snapshot.bad.values():
             self._put_bad(bad)
         self._remember(prepared)
+        if any(isinstance(item, RuleSet) for item in desired.objects.values()):
+            await self._choose_rules(prepared.config)
         failures = await self._reconciler.settle()
         essential = [f for f in failures if isinstance(f.object, (Link, InterfaceAddress, Tunnel, RuleSet))]
         if essential and self._written is None:

@@ -19,7 +19,9 @@ from wincey.model.state import Changes, Failure, Key, Object, Scope
 
 log = logging.getLogger(__name__)
 
-AUDIT_EVERY = 60.0  # seconds; notifications find a change sooner, this finds what they can't
+AUDIT_EVERY = 60.0
+"""Seconds between audits without a cause: notifications find a change sooner, this finds what they can't."""
+
 DEBOUNCE = 0.03  # a program that changes one thing mostly changes several
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 
@@ -27,12 +29,13 @@ RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 class Reconciler:
     """Applies a DesiredState through drivers, in their order."""
 
-    def __init__(self, desired: DesiredState, drivers: Sequence[Driver]) -> None:
+    def __init__(self, desired: DesiredState, drivers: Sequence[Driver], audit_every: float = AUDIT_EVERY) -> None:
         self.desired = desired
         self.scope = Scope()
         self.failures: dict[Key, Failure] = {}
         self.repaired = 0
         self._drivers = drivers
+        self._audit_every = audit_every
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._why: str | None = None
@@ -60,7 +63,7 @@ class Reconciler:
     async def run(self) -> None:
         """Keep the host as desired, for ever."""
         while True:
-            retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else AUDIT_EVERY
+            retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else self._pause()
             try:
                 await asyncio.wait_for(self._wake.wait(), retry)
             except TimeoutError:
@@ -75,6 +78,10 @@ class Reconciler:
                     await self._audit(why)
                 else:
                     await self._apply(self.desired.take_changes())
+
+    def _pause(self) -> float:
+        # With many peers an audit costs tens of milliseconds: at most a thousandth of a processor goes into slow audits.
+        return max(self._audit_every, 1000 * self._audit_cost)
 
     async def close(self) -> None:
         """Stop watching. What was applied stays: the data path outlives the daemon."""

@@ -1,0 +1,102 @@
+"""flanneld: flags in, exit code out. Nothing but the flags is imported until they are known to be right."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from wincey.cli.options import Options, load
+from wincey.model.errors import WinceyError
+
+if TYPE_CHECKING:
+    from wincey.agent.daemon import DaemonOptions
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run flanneld; returns the exit code (compatibility reference, section 1.4)."""
+    try:
+        options = load(arguments, environ)
+    except WinceyError as error:
+        print(f"flanneld: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(options, str):
+        sys.stderr.write(options)
+        return 0
+    return _start(options)
+
+
+def _start(options: Options) -> int:
+    import asyncio
+    import logging
+
+    from wincey import __version__
+    from wincey.observe.log import set_up_logging
+
+    set_up_logging(options.log_format, options.verbosity)
+    log = logging.getLogger("wincey.cli.flanneld")
+    log.info("wincey %s: %s", __version__, options.description or "no flags given")
+    for complaint in options.errors:
+        log.error("%s", complaint)
+    for warning in options.warnings:
+        log.warning("%s", warning)
+    from wincey.agent.daemon import clean_up, serve
+
+    try:
+        asyncio.run(clean_up(options.subnet_file) if options.cleanup else serve(_daemon_options(options)))
+    except WinceyError as error:
+        log.critical("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _daemon_options(options: Options) -> DaemonOptions:
+    from wincey.agent.daemon import DaemonOptions
+    from wincey.agent.hostfacts import Wishes
+    from wincey.agent.network import Settings
+    from wincey.agent.planner import Policy
+    from wincey.store.open import StoreOptions
+
+    return DaemonOptions(
+        store=StoreOptions(
+            store=f"sqlite:{options.sqlite_path}" if options.sqlite_path else "etcd",
+            api=options.etcd_api,
+            endpoints=list(options.etcd_endpoints),
+            keyfile=options.etcd_keyfile,
+            certfile=options.etcd_certfile,
+            cafile=options.etcd_cafile,
+            username=options.etcd_username,
+            password=options.etcd_password,
+        ),
+        prefix=options.etcd_prefix,
+        settings=Settings(
+            subnet_file=options.subnet_file,
+            margin=options.subnet_lease_renew_margin,
+            policy=Policy(
+                masquerade=options.ip_masq,
+                forward=options.iptables_forward_rules,
+                random_fully=not options.ip_masq_fully_random_disable,
+                exclude=options.ip_masq_exclude,
+                blackhole=options.ip_blackhole_route,
+            ),
+        ),
+        wishes=Wishes(
+            iface=options.iface,
+            iface_regex=options.iface_regex,
+            iface_can_reach=options.iface_can_reach,
+            public_ip=options.public_ip,
+            public_ipv6=options.public_ipv6,
+        ),
+        healthz_ip=options.healthz_ip,
+        healthz_port=options.healthz_port,
+        # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
+        audit=max(60.0, options.iptables_resync),
+    )
