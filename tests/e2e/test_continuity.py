@@ -4,8 +4,8 @@ import signal
 import time
 
 import pytest
-from keys import delete, get, lease_key, put, wait_until
-from traffic import ContinuousPing
+from support.keys import delete, get, lease_key, put, wait_until
+from support.traffic import ContinuousPing
 
 from wincey.lab.plan import PREFIX
 

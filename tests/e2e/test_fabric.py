@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from traffic import ping, transfer
+from support.traffic import ping, transfer
 
 STORES = ["sqlite", pytest.param("etcd3", marks=pytest.mark.etcd), pytest.param("etcd2", marks=pytest.mark.etcd)]
 

@@ -4,8 +4,8 @@ import json
 import signal
 
 import pytest
-from keys import wait_until
-from traffic import ping
+from support.keys import wait_until
+from support.traffic import ping
 
 from wincey.lab.node import own_flanneld
 
