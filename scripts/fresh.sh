@@ -159,6 +159,7 @@ for command in $commands; do
     say "\$ $command"
     started=$(date +%s)
     code=0
+    # shellcheck disable=SC2086  # the words of the command
     unshare --mount --pid --uts --fork --kill-child --propagation private \
         "$here/scripts/fresh.sh" --inside "$root" $command </dev/null || code=$?
     results="$results

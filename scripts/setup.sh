@@ -106,6 +106,9 @@ if [ "$missing$no_python" ]; then
         die "missing: $missing$no_python(Debian packages; as root on a Debian-like system this installs them)"
     fi
 fi
+if [ "$purpose" = demo ] && [ "$(id -u)" != 0 ]; then
+    die "this needs root, as it makes network namespaces: run it with sudo"
+fi
 
 # --- the virtual environment ------------------------------------------------------------------------------------------
 
@@ -122,14 +125,10 @@ stamp() { printf '.venv/.set-up-%s' "${1:-run}"; }
 current() { [ -f "$1" ] && [ "$(cat "$1")" = "$made_from" ]; }
 
 if ! current "$(stamp dev)" && { [ "$extra" ] || ! current "$(stamp)"; }; then
-    say "installing wincey into .venv${extra:+ with the developers' tools}"
+    say "installing wincey into .venv${extra:+ with what development needs}"
     quietly .venv/bin/python -m pip install --disable-pip-version-check -q -e ".${extra:+[$extra]}" \
         || die "pip could not install wincey (see above)"
     # The script itself rather than the copy that pip makes, as everything else in .venv is the tree's own.
     ln -sf ../../scripts/mk-docker-opts.sh .venv/bin/mk-docker-opts.sh
     printf '%s\n' "$made_from" >"$(stamp "$extra")"
-fi
-
-if [ "$purpose" = demo ] && [ "$(id -u)" != 0 ]; then
-    die "this needs root, as it makes network namespaces: run it with sudo"
 fi

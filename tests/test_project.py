@@ -118,7 +118,9 @@ def test_every_ignore_has_its_reason_beside_it() -> None:
         for path in tracked()
         if path.suffix == ".py"
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if (match := ignore.search(line)) and "ignore = re" not in line and not re.match(r"\s*[#(]?\s*\w+", match["rest"])
+        if (match := ignore.search(line))
+        and "ignore = re" not in line
+        and not re.match(r"\s*[#(]?\s*\w+", match["rest"])
     ]
     assert not [place for place in bare if not place.startswith("tests/test_project.py")]
 
