@@ -13,9 +13,11 @@ import sys
 import click
 
 from wincey import __version__
+from wincey.lab.suggest import suggestion
 from wincey.model.errors import WinceyError
 
 COMMANDS = {
+    "config": "wincey.cli.config:config",
     "lab": "wincey.cli.lab:lab",
 }
 """Name of a command: where its click command is."""
@@ -24,7 +26,7 @@ _INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is needed."""
+    """A group that imports a command when it is needed, and suggests the right name for a wrong one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *COMMANDS])
@@ -36,6 +38,14 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}: there are {', '.join(names)}{suggestion(args[0], names)}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -21,19 +21,26 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted on SIGTERM and SIGHUP, as Python raises KeyboardInterrupt on SIGINT."""
+    """Raise KeyboardInterrupt on SIGINT and Interrupted on SIGTERM and SIGHUP, but only once: the program then cleans up and
+    ends, and further signals are ignored, so that none can hit the way from here to the clean-up.
+    """
 
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
     # An ignored signal (nohup) stays ignored.
-    numbers = [each for each in _SIGNALS[1:] if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    numbers = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if numbers and signal.getsignal(numbers[0]) is interrupt:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
