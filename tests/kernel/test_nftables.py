@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from support.rules_ns import Hosts, Reconciled, on_a_host, run
 
+from support.rules_ns import Hosts, Reconciled, on_a_host, reconciled, run
 from wincey.kernel import nft
 from wincey.kernel.nftables import NftablesDriver, rendered_table
 from wincey.model.address import Subnet
@@ -56,10 +56,8 @@ def host() -> Iterator[Hosts]:
 
 @pytest.fixture
 async def kept(host: Hosts) -> AsyncIterator[Reconciled]:
-    kept = Reconciled(NftablesDriver())
-    kept.driver.watch(kept.changed)
-    yield kept
-    await kept.driver.close()
+    async with reconciled(NftablesDriver(), watched=True) as kept:
+        yield kept
 
 
 def listed(*what: str) -> str:
@@ -264,13 +262,12 @@ async def test_foreign_tables_stay_and_cleanup_leaves_only_them(kept: Reconciled
 async def test_two_daemons_with_suffixes_do_not_meet(kept: Reconciled) -> None:
     kept.want(V4)
     await kept.once()
-    other = Reconciled(NftablesDriver("blue"))
-    other.want(RuleSet(Subnet.parse("10.4.0.0/16"), Subnet.parse("10.4.1.0/24"), masquerade=True, forward=True))
-    await other.once()
-    assert not await kept.difference()
-    assert not await other.difference()
-    await other.driver.remove_all()  # type: ignore[attr-defined]  # the drivers of rules have it
-    await other.driver.close()
+    async with reconciled(NftablesDriver("blue")) as other:
+        other.want(RuleSet(Subnet.parse("10.4.0.0/16"), Subnet.parse("10.4.1.0/24"), masquerade=True, forward=True))
+        await other.once()
+        assert not await kept.difference()
+        assert not await other.difference()
+        await other.driver.remove_all()  # type: ignore[attr-defined]  # the drivers of rules have it
     assert not await kept.difference()
 
 
@@ -288,14 +285,15 @@ async def test_rules_of_the_iptables_flavour_go_when_nftables_takes_over(host: H
         run(program, "-N", "FLANNEL-FWD")
         run(program, "-A", "FORWARD", "-j", "FLANNEL-FWD")
         run(program, "-A", "FORWARD", "-s", "10.3.0.0/16", "-j", "ACCEPT")
-    kept = Reconciled(NftablesDriver(previous=[(Subnet.parse("10.8.0.0/16"), Subnet.parse("10.8.1.0/24"))]))
-    kept.want(V4)
-    await kept.once()
-    for program in ("iptables-nft", "iptables-legacy"):
-        assert run(program, "-t", "nat", "-S").splitlines()[-1] == "-A POSTROUTING -s 10.5.0.0/16 -j MASQUERADE"
-        assert "FLANNEL" not in run(program, "-t", "nat", "-S")
-        assert run(program, "-S").splitlines() == ["-P INPUT ACCEPT", "-P FORWARD ACCEPT", "-P OUTPUT ACCEPT"]
-    await kept.driver.close()
+    async with reconciled(
+        NftablesDriver(previous=[(Subnet.parse("10.8.0.0/16"), Subnet.parse("10.8.1.0/24"))])
+    ) as kept:
+        kept.want(V4)
+        await kept.once()
+        for program in ("iptables-nft", "iptables-legacy"):
+            assert run(program, "-t", "nat", "-S").splitlines()[-1] == "-A POSTROUTING -s 10.5.0.0/16 -j MASQUERADE"
+            assert "FLANNEL" not in run(program, "-t", "nat", "-S")
+            assert run(program, "-S").splitlines() == ["-P INPUT ACCEPT", "-P FORWARD ACCEPT", "-P OUTPUT ACCEPT"]
 
 
 @pytest.mark.root
@@ -324,24 +322,22 @@ async def test_a_closed_forward_chain_is_opened_for_as_long_as_it_is_closed(host
     run(program, "-N", "DOCKER-USER")
     run(program, "-A", "FORWARD", "-j", "DOCKER-USER")
     run(program, "-P", "FORWARD", "DROP")
-    kept = Reconciled(NftablesDriver())
-    kept.driver.watch(kept.changed)
-    kept.want(V4)
-    await kept.once()
-    assert run(program, "-S", "FORWARD").splitlines() == ["-P FORWARD DROP", "-A FORWARD -j DOCKER-USER", JUMP]
-    assert run(program, "-S", "FLANNEL-FWD").splitlines() == GATE
-    assert not await kept.difference()
+    async with reconciled(NftablesDriver(), watched=True) as kept:
+        kept.want(V4)
+        await kept.once()
+        assert run(program, "-S", "FORWARD").splitlines() == ["-P FORWARD DROP", "-A FORWARD -j DOCKER-USER", JUMP]
+        assert run(program, "-S", "FLANNEL-FWD").splitlines() == GATE
+        assert not await kept.difference()
 
-    run(program, "-F", "FLANNEL-FWD")
-    run(program, "-D", "FORWARD", "2")
-    await kept.repaired(lambda: JUMP in run(program, "-S") and GATE[1] in run(program, "-S"))
+        run(program, "-F", "FLANNEL-FWD")
+        run(program, "-D", "FORWARD", "2")
+        await kept.repaired(lambda: JUMP in run(program, "-S") and GATE[1] in run(program, "-S"))
 
-    run(program, "-P", "FORWARD", "ACCEPT")
-    assert await kept.once()
-    assert run(program, "-S", "FORWARD").splitlines() == ["-P FORWARD ACCEPT", "-A FORWARD -j DOCKER-USER"]
-    assert "FLANNEL-FWD" not in run(program, "-S")
-    assert not await kept.difference()
-    await kept.driver.close()
+        run(program, "-P", "FORWARD", "ACCEPT")
+        assert await kept.once()
+        assert run(program, "-S", "FORWARD").splitlines() == ["-P FORWARD ACCEPT", "-A FORWARD -j DOCKER-USER"]
+        assert "FLANNEL-FWD" not in run(program, "-S")
+        assert not await kept.difference()
 
 
 @pytest.mark.root
@@ -406,8 +402,7 @@ async def test_one_family_that_fails_does_not_keep_the_other(kept: Reconciled) -
 async def test_a_missing_nft_is_a_failure_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr("wincey.kernel.program.SBIN", "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    kept = Reconciled(NftablesDriver())
-    kept.want(V4)
-    await kept.once()
-    assert [failure.reason for failure in kept.failures] == ["traffic rules of 10.3.0.0/16: nft is not installed"]
-    await kept.driver.close()
+    async with reconciled(NftablesDriver()) as kept:
+        kept.want(V4)
+        await kept.once()
+        assert [failure.reason for failure in kept.failures] == ["traffic rules of 10.3.0.0/16: nft is not installed"]

@@ -13,15 +13,15 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from wincey.kernel.driver import Desired, Driver
+from wincey.kernel.driver import Driver
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 
 CLONE_NEWNET = 0x40000000
 
-ADDRESSES = {
+ADDRESSES: dict[int, dict[str, str]] = {
     socket.AF_INET: {
         "outside": "172.31.0.2",
         "container": "10.3.1.2",
@@ -80,6 +80,8 @@ class Hosts:
             run("ip", "netns", "add", self.name(one))
             self.made.append(self.name(one))
             run("ip", "-n", self.name(one), "link", "set", "lo", "up")
+            with entered(self.name(one)):  # else link-local addresses can't be used for a second or two
+                run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         if not peers:
             return
         host = self.name("host")
@@ -113,39 +115,31 @@ class Hosts:
         run("ip", "-n", peer, "address", "add", there, "dev", "eth0", *nodad)
         run("ip", "-n", peer, "route", "add", "default", "via", gateway, "dev", "eth0", "onlink")
 
-    def udp(self, where: str, family: int, *, mark: int = 0) -> socket.socket:
-        """A UDP socket in a namespace, bound to all its addresses."""
+    def udp(self, where: str, family: int, *, bind: str = "", mark: int = 0) -> socket.socket:
+        """A UDP socket in a namespace, bound to one or all of its addresses."""
         with entered(self.name(where)):
             one = socket.socket(family, socket.SOCK_DGRAM)
-        one.bind(("", 0))
+        one.bind((bind, 0))
         one.settimeout(5)
-        if mark:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         return one
 
-    def source(self, sender: str, receiver: str, family: int, *, mark: int = 0) -> str:
+    def source(self, sender: str, receiver: str, family: int, *, bind: str = "", mark: int = 0) -> str:
         """The address that a packet from one to another arrives with; raises TimeoutError if it does not arrive."""
-        with self.udp(sender, family, mark=mark) as out, self.udp(receiver, family) as into:
-            for _ in range(3):  # the first may be lost to neighbour discovery under load
-                out.sendto(b"?", (ADDRESSES[family][receiver], into.getsockname()[1]))
-                try:
-                    return str(into.recvfrom(16)[1][0])
-                except TimeoutError:
-                    continue
-            raise TimeoutError(f"no packet from {sender} to {receiver}")
+        with self.udp(sender, family, bind=bind, mark=mark) as out, self.udp(receiver, family) as into:
+            out.sendto(b"?", (ADDRESSES[family][receiver], into.getsockname()[1]))
+            return str(into.recvfrom(16)[1][0])
 
     def passes(self, sender: str, receiver: str, family: int) -> bool:
-        """Whether a packet arrives; waits but a moment for one that does not."""
+        """Whether a packet arrives; does not wait long for one that doesn't."""
         with self.udp(sender, family) as out, self.udp(receiver, family) as into:
-            into.settimeout(0.5)
-            for _ in range(3):
-                out.sendto(b"?", (ADDRESSES[family][receiver], into.getsockname()[1]))
-                try:
-                    into.recvfrom(16)
-                except TimeoutError:
-                    continue
-                return True
-            return False
+            into.settimeout(1)
+            out.sendto(b"?", (ADDRESSES[family][receiver], into.getsockname()[1]))
+            try:
+                into.recvfrom(16)
+            except TimeoutError:
+                return False
+            return True
 
     def close(self) -> None:
         for name in self.made:
@@ -204,4 +198,13 @@ class Reconciled:
                 await self.once()
 
 
-__all__ = ["ADDRESSES", "Desired", "Hosts", "Reconciled", "entered", "on_a_host", "run"]
+@asynccontextmanager
+async def reconciled(driver: Driver, *, watched: bool = False) -> AsyncIterator[Reconciled]:
+    """A driver that is closed at the end, whatever happens."""
+    kept = Reconciled(driver)
+    try:
+        if watched:
+            driver.watch(kept.changed)
+        yield kept
+    finally:
+        await driver.close()
