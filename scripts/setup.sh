@@ -91,7 +91,8 @@ missing=$(packages_missing $wanted)
 python=
 no_venv=
 no_python=
-if ! .venv/bin/python -c '' 2>/dev/null; then
+# One that moved with the tree has programs that name the old place.
+if ! .venv/bin/python -c '' 2>/dev/null || { [ -f .venv/.made-in ] && [ "$(cat .venv/.made-in)" != "$here" ]; }; then
     no_venv=yes
     python=$(find_python) || no_python="python3 python3-venv "
 fi
@@ -117,10 +118,11 @@ if [ "$no_venv" ]; then
     say "making .venv with $("$python" --version)"
     rm -rf .venv
     quietly "$python" -m venv .venv || die "$python could not make a virtual environment (see above)"
+    printf '%s\n' "$here" >.venv/.made-in
 fi
 
-# The stamp tells what .venv was made from and where: a changed pyproject.toml, or a tree copied elsewhere, is set up anew.
-made_from="$here $(cat pyproject.toml scripts/setup.sh | cksum)"
+# The stamp tells what it was made from: after a change of pyproject.toml pip runs again.
+made_from=$(cat pyproject.toml scripts/setup.sh | cksum)
 stamp() { printf '.venv/.set-up-%s' "${1:-run}"; }
 current() { [ -f "$1" ] && [ "$(cat "$1")" = "$made_from" ]; }
 
