@@ -166,7 +166,7 @@ sock.sendto(bytes([0x45, 0, 0, 20]) + bytes(16), ("10.99.0.1", 8285))
     assert received(a.container.ping("10.3.2.2")) == (3, 3)
     counters = await a.counters()
     assert counters["in.drop.version"] > 0
-    assert counters["in.drop.unknown-source"] == 1
+    assert counters["in.unknown-source"] >= 1
 
 
 async def test_the_one_packet_proxy_of_flannel_understands_it(hosts):

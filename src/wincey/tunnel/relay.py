@@ -124,15 +124,17 @@ class Relay:
     def _admit(self, packet: bytes, host: str) -> bool:
         """Whether an uncommon packet from the underlay host `host` may enter; counts why not."""
         reason = fault(packet)
-        if not reason and socket.inet_aton(host) not in self.table.endpoints:
-            reason = "unknown-source"
         if reason:
             self._count("in.drop." + reason)
             return False
+        # Who sends is only counted: flannel checks nothing here. A new host's packets may be faster than its lease, a peer
+        # behind NAT sends from another address than it publishes, and what a peer's host forwards without masquerading has
+        # foreign inner sources for good reasons.
+        if socket.inet_aton(host) not in self.table.endpoints:
+            self._count("in.unknown-source")
+            return True
         owner = self._find(packet[12:16])
         if owner is None or owner[0] != host:
-            # Only counted: flannel checks nothing here, and what a peer's host routes or forwards without masquerading
-            # has other sources for good reasons.
             self._count("in.foreign-source")
         return True
 
