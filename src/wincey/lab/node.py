@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wincey.agent.envfile import EnvFile, read_env_file
 from wincey.lab import plan
 from wincey.lab.errors import LabError, NotReady
 from wincey.lab.namespace import enter_argv, ip_batch
@@ -92,25 +93,19 @@ class Host(Node):
         return bool(self._daemon and self._daemon.alive)
 
     @property
-    def subnet_env(self) -> dict[str, str]:
-        """The variables of subnet.env, empty when there is none."""
-        try:
-            lines = self.subnet_file.read_text().splitlines()
-        except OSError:
-            return {}
-        return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}
+    def env(self) -> EnvFile:
+        """What subnet.env says; empty when there is none."""
+        return read_env_file(str(self.subnet_file))
 
     @property
     def gateways(self) -> list[Interface]:
         """The addresses that subnet.env gives the host in its subnets, IPv4 first."""
-        variables = self.subnet_env
-        found = (variables.get("FLANNEL_SUBNET"), variables.get("FLANNEL_IPV6_SUBNET"))
-        return [ipaddress.ip_interface(text) for text in found if text]
+        return [ipaddress.ip_interface(str(subnet)) for subnet in self.env.subnets]
 
     @property
     def mtu(self) -> int:
         """The MTU of containers as subnet.env has it, 0 when there is none."""
-        return int(self.subnet_env.get("FLANNEL_MTU", "0"))
+        return self.env.mtu
 
     def argv(self, command: str | None = None) -> list[str]:
         """The daemon's command line. command: as in `--daemon`, default the lab's for this host, else our own flanneld."""
