@@ -3,10 +3,11 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from wincey.lab import Lab
+from wincey.lab import Lab, network_config
 from wincey.lab.errors import LabError, NotReady, UnknownName
 from wincey.lab.traffic import _tcp, measure
 
@@ -29,6 +30,22 @@ def test_containers_on_all_hosts_reach_each_other(sandbox, backend, mtu):
         assert "message too long" in one.exec([*ping, str(mtu - 27)]).stderr.lower()
         # Two hosts are routers on the way.
         assert "ttl=62" in one.exec(["ping", "-c1", "-W2", other.address(4)]).stdout
+    assert sandbox.leftovers() == []
+
+
+@pytest.mark.parametrize(("families", "store"), [((4,), "sqlite"), ((4, 6), "etcd2"), ((6,), "etcd3")])
+def test_every_family_of_the_network_is_set_up_and_pinged(sandbox, families, store):
+    script = Path(__file__).parents[1] / "support" / "static_daemon.sh"
+    daemon = f"sh {script} {{subnet_file}} {{host}} 3 {' '.join(map(str, families))}"
+    spec = sandbox.spec(hosts=3, store=store, config=network_config("host-gw", families), daemons={"*": daemon})
+    with Lab(spec, root=sandbox.root) as lab:
+        matrix = lab.ping()
+        assert [each.family for each in matrix.results] == [*families] * 6
+        assert matrix.unreachable == []
+        assert lab.store.run(lambda registry: registry.config()) == spec.config.encode()
+        for node in ("h1", "store"):
+            shown = lab.node(node).exec(["ip", "-br", "addr", "show", "eth0", "scope", "global"], check=True).stdout
+            assert len(shown.split()) == 2 + len(families)
     assert sandbox.leftovers() == []
 
 
