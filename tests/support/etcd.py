@@ -153,6 +153,8 @@ class EtcdServer:
     def pause(self) -> None:
         """Stop it without ending it: connections stay, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        while any(_state(thread) != "T" for thread in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.001)  # threads stop one by one, and may serve another request until then
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
@@ -277,6 +279,11 @@ def free_ports(count: int) -> list[int]:
         if port not in ports:
             ports.append(port)
     return ports
+
+
+def _state(task: Path) -> str:
+    """The state of a thread, see proc_pid_stat(5)."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _environment() -> dict[str, str]:

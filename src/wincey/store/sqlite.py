@@ -37,7 +37,7 @@ from wincey.store.kv import Change, Entry, Listing, OutageCallback
 T = TypeVar("T")
 
 DEADLINE = 5.0
-"""Seconds until a call gives up on a file that others keep locked."""
+"""Seconds that a call has."""
 
 _POLL = 1.0  # seconds between looks of a watch, when inotify works
 _POLL_ALONE = 0.25  # seconds, when it does not
@@ -45,12 +45,16 @@ _LONGEST_PAUSE = 5.0  # seconds between attempts of a watch to reach the file
 
 
 class SqliteStore:
-    """A KeyValueStore in the file `path`. It, and the directory it is in, are made at the first use (mode 0600)."""
+    """A KeyValueStore in the file `path`. It, and the directory it is in, are made at the first use (mode 0600).
+
+    deadline: seconds until a call gives up on a file that others keep locked.
+    """
 
     values_v2 = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, deadline: float = DEADLINE) -> None:
         self.path = os.path.abspath(path)
+        self._deadline = deadline
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None  # device and inode
         self._generation = 0  # of the file: grows when it is found replaced
@@ -89,8 +93,9 @@ class SqliteStore:
     async def refresh(self, entry: Entry, ttl: float) -> Entry:
         def work(db: sqlite3.Connection, now: float) -> Entry:
             found = self._unchanged(db, entry.key, entry.revision)
-            if not found.permanent:  # a reservation has no limit to start anew, and must not get one unseen by watches
-                tables.set_expiry(db, entry.key, now + ttl)
+            if found.permanent:
+                raise KeyConflict(f"{self.name}: {entry.key} has no time limit that could start anew")
+            tables.set_expiry(db, entry.key, now + ttl)
             return found
 
         return await self._call(work, write=True)
@@ -162,8 +167,9 @@ class SqliteStore:
 
     async def _call(self, work: Callable[[sqlite3.Connection, float], T], *, write: bool = False) -> T:
         """Run `work(db, now)` in one transaction, over again while the file is locked, until the deadline."""
+        await asyncio.sleep(0)  # or a burst of calls, none of which waits for anything, would keep others from running
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + DEADLINE
+        deadline = loop.time() + self._deadline
         pause = 0.002
         while True:
             try:
@@ -177,7 +183,7 @@ class SqliteStore:
                 raise kind(f"{self.name}: {error.strerror}; it must be a file in a writable directory") from None
             if loop.time() > deadline:
                 raise StoreUnavailable(
-                    f"{self.name}: locked for {DEADLINE:.0f} s; `fuser -v {self.path}` names who has it open"
+                    f"{self.name}: locked for {self._deadline:g} s; `fuser -v {self.path}` names who has it open"
                 )
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  # to spread, not to hide
             pause = min(pause * 1.5, 0.05)
@@ -243,7 +249,7 @@ class SqliteStore:
     def _passes(self, error: sqlite3.Error) -> bool:
         """Whether to try again at once: the file is locked, or was replaced while we were at it."""
         replaced = self._db is not None and self._file != _identity(self.path)
-        return replaced or _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        return replaced or _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         kind, advice = _ADVICE.get(_code(error), (StoreError, "stop what else writes to it, and try again"))
