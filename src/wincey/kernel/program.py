@@ -28,7 +28,7 @@ class Output(NamedTuple):
     err: str
 
 
-async def run(*command: str, text: str = "", deadline: float = DEADLINE) -> Output:
+async def run(*command: str, text: str = "") -> Output:
     """Run a program to its end with `text` as standard input; raises ProgramFailed if it can't start or hangs."""
     environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath) + SBIN}
     try:
@@ -44,9 +44,9 @@ async def run(*command: str, text: str = "", deadline: float = DEADLINE) -> Outp
     except OSError as error:
         raise ProgramFailed(f"{command[0]} can't be started: {error.strerror}") from None
     try:
-        out, err = await asyncio.wait_for(process.communicate(text.encode()), deadline)
+        out, err = await asyncio.wait_for(process.communicate(text.encode()), DEADLINE)
     except TimeoutError:
-        raise ProgramFailed(f"{command[0]} did not end within {deadline:g} s") from None
+        raise ProgramFailed(f"{command[0]} did not end within {DEADLINE:g} s") from None
     finally:
         if process.returncode is None:  # too slow, or we were cancelled
             process.kill()

@@ -73,7 +73,7 @@ def bridge_netfilter_note() -> str | None:
 
 def _write(setting: Sysctl) -> str:
     """Why it could not be written, "" if it was."""
-    name = setting.path.replace("/", ".")
+    what = f"sysctl {setting.path} = {setting.value}"
     try:
         # Not Path.write_text: that would make the file in a directory that is no sysctl.
         descriptor = os.open(_ROOT / setting.path, os.O_WRONLY | os.O_CLOEXEC)
@@ -82,12 +82,10 @@ def _write(setting: Sysctl) -> str:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        return (
-            "" if setting.optional else f"sysctl {name} = {setting.value}: this kernel, or device, has no such setting"
-        )
+        return "" if setting.optional else f"{what}: this kernel, or device, has no such setting"
     except PermissionError:
-        return f"sysctl {name} = {setting.value}: not permitted (needs root or CAP_NET_ADMIN and a writable /proc/sys)"
+        return f"{what}: not permitted (needs root or CAP_NET_ADMIN and a writable /proc/sys)"
     except OSError as error:
         read_only = "; mount /proc/sys writable, or set it on the host" if error.errno == errno.EROFS else ""
-        return f"sysctl {name} = {setting.value}: {error.strerror}{read_only}"
+        return f"{what}: {error.strerror}{read_only}"
     return ""
