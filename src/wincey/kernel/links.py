@@ -15,6 +15,7 @@ from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkErro
 from wincey.kernel.objects import Names, link
 from wincey.kernel.reasons import explain
 from wincey.kernel.rtnl import LinkMessage, VxlanMessage
+from wincey.model.address import format_mac
 from wincey.model.state import Link, Vxlan
 
 
@@ -44,8 +45,11 @@ def as_wanted(message: LinkMessage, names: Names, wanted: Link | None) -> Link |
     return link(message, names, wanted, checksum)
 
 
-def put_link(netlink: Netlink, names: Names, wanted: Link) -> bool:
-    """Make the device as wanted; returns whether another one had to go for it. Raises LinkRefused."""
+def put_link(netlink: Netlink, names: Names, wanted: Link) -> str:
+    """Make the device as wanted. Raises LinkRefused.
+
+    Returns "" or, when what was on the device may be gone with the change, what happened to it.
+    """
     found = read_link(netlink, wanted.name)
     if found and found.kind != wanted.kind:
         raise LinkRefused(
@@ -53,10 +57,9 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> bool:
             "rename or remove it"
         )
     if wanted.vxlan:
-        remade = _put_vxlan(netlink, names, wanted, wanted.vxlan, found)
+        loss = _put_vxlan(netlink, names, wanted, wanted.vxlan, found)
     elif found:
-        _change(netlink, wanted, found)
-        remade = False
+        loss = _change(netlink, wanted, found)
     else:
         raise LinkRefused(f"device {wanted.name} is not there (yet)")
     if wanted.tx_checksum is not None:
@@ -65,10 +68,10 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> bool:
         except OSError as error:
             state = "on" if wanted.tx_checksum else "off"
             raise LinkRefused(f"transmit checksum offload of {wanted.name} can't be turned {state}: {error}") from error
-    return remade
+    return loss
 
 
-def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found: LinkMessage | None) -> bool:
+def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found: LinkMessage | None) -> str:
     underlay = names.index(vxlan.underlay)
     if not underlay:
         raise LinkRefused(f"its underlay {vxlan.underlay} is not there")
@@ -77,18 +80,16 @@ def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found
         target = VxlanMessage(vxlan.vni, vxlan.port, vxlan.local, underlay, vxlan.learning, vxlan.gbp)
         info = b"" if current == target else rtnl.vxlan_info(vxlan, underlay, current)
         try:
-            _change(netlink, wanted, found, info)
+            return _change(netlink, wanted, found, info)
         except LinkRefused:
             if not info:
                 raise
-        else:
-            return False
     if found:
         _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))
         if wanted.mac is None:  # peers may know the old one
             wanted = msgspec.structs.replace(wanted, mac=found.mac)
     _create(netlink, wanted, vxlan, underlay)
-    return found is not None
+    return f"device {wanted.name} had to be made anew" if found else ""
 
 
 def _changeable(current: VxlanMessage, vxlan: Vxlan) -> bool:
@@ -129,18 +130,21 @@ def _occupant(netlink: Netlink, vxlan: Vxlan) -> str:
     return ""
 
 
-def _change(netlink: Netlink, wanted: Link, found: LinkMessage, info: bytes = b"") -> None:
-    """Change what differs; nothing else of the device is touched."""
+def _change(netlink: Netlink, wanted: Link, found: LinkMessage, info: bytes = b"") -> str:
+    """Change what differs; nothing else of the device is touched. Returns what `put_link` does."""
+    mac = wanted.mac if wanted.mac and wanted.mac != found.mac else None
     request = rtnl.encode_link(
         rtnl.RTM_NEWLINK,
         0,
         index=found.index,
         up=not found.up,
         mtu=wanted.mtu if wanted.mtu != found.mtu else 0,
-        mac=wanted.mac if wanted.mac != found.mac else None,
+        mac=mac,
         info=info,
     )
     _do(netlink, wanted, request)
+    # With the address the kernel flushes the device's neighbors, permanent ones included.
+    return f"device {wanted.name} was given the MAC address {format_mac(mac)}" if mac else ""
 
 
 def _do(netlink: Netlink, wanted: Link, request: bytes) -> None:

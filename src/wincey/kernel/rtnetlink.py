@@ -18,11 +18,12 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 from wincey.kernel import rtnl
 from wincey.kernel.links import LinkRefused, as_wanted, put_link, read_link
 from wincey.kernel.monitor import Expectation, Monitor
-from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, NetlinkError, batches, messages
+from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, NetlinkError, Refusal, batches, messages
 from wincey.kernel.objects import Names, is_candidate, neighbor, routes
 from wincey.kernel.reasons import GONE, explain
 from wincey.model.state import Changes, Failure, FdbEntry, InterfaceAddress, Key, Link, Neighbor, Object, Route, Scope
@@ -79,7 +80,7 @@ class RtnetlinkDriver:
         return found.actual
 
     async def apply(self, changes: Changes) -> Sequence[Failure]:
-        """See driver.Driver. A device that had to be made anew is told to the watcher: what was on it is gone."""
+        """See driver.Driver. When changing a device cost what was on it, the watcher is told why."""
         self._names.clear()
         self._expectation.update(changes)
         failures: list[Failure] = []
@@ -185,12 +186,12 @@ class RtnetlinkDriver:
     def _put_links(self, links: Sequence[Link], failures: list[Failure]) -> None:
         for link in links:
             try:
-                remade = put_link(self._netlink, self._names, link)
+                loss = put_link(self._netlink, self._names, link)
             except LinkRefused as error:
                 failures.append(Failure(link, str(error)))
-                remade = False
-            if remade and self._changed:
-                self._changed(f"device {link.name} had to be made anew")
+                loss = ""
+            if loss and self._changed:
+                self._changed(loss)
             self._names.clear()
             self._expectation.device(self._names.index(link.name), link.name)
         if links and self._monitor:
@@ -210,9 +211,17 @@ class RtnetlinkDriver:
         for batch in batches(requests):
             for index, refusal in self._netlink.transact(requests[batch.start : batch.stop]).items():
                 item, put = known[batch.start + index]
-                if put or refusal.errno not in GONE:
-                    failures.append(Failure(item, explain(item, refusal)))
+                final: Refusal | None = refusal
+                if put and _replacement_refused(item, refusal):
+                    final = self._replace(item, requests[batch.start + index])
+                if final and (put or final.errno not in GONE):
+                    failures.append(Failure(item, explain(item, final)))
             await asyncio.sleep(0)
+
+    def _replace(self, route: Route, request: bytes) -> Refusal | None:
+        """Delete whatever route stands where this one belongs, of any program, and put this one."""
+        delete = rtnl.encode_route(rtnl.RTM_DELROUTE, 0, route.destination, protocol=0)
+        return self._netlink.transact([delete, request]).get(1)
 
     def _encode(self, item: Object, put: bool) -> bytes | None:
         """None when the object's device is not there."""
@@ -265,6 +274,14 @@ class _Findings:
 
 def _device(item: Object) -> str:
     return item.name if isinstance(item, Link) else getattr(item, "device", "")
+
+
+def _replacement_refused(item: Object, refusal: Refusal) -> TypeGuard[Route]:
+    """Whether the kernel refused an onlink IPv6 gateway because another device's route covers it.
+
+    The route that is to be replaced counts as well, which makes its replacement impossible (ip6_route_check_nh_onlink).
+    """
+    return isinstance(item, Route) and item.onlink and item.destination.bits == 128 and refusal.errno == errno.EINVAL
 
 
 def _by_class(items: Iterable[Object]) -> dict[type[Object], list[Object]]:
