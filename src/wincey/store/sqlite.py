@@ -12,10 +12,11 @@ changes that watches read from. There is no server: each process does what is du
 - **Time** is CLOCK_BOOTTIME plus an offset kept in the file, one for each boot. Steps of the wall clock in either
   direction therefore expire nothing and prolong nothing. A boot sets the store's clock to the wall clock, but never back.
   Time that the machine slept does count: what expired meanwhile is gone, and its holder claims it again.
-- **A replaced file** (deleted, or another moved over it) is noticed by its inode and opened anew; watches on the old one
-  end with HistoryLost. A new file's revisions begin at the Unix time, so that a cursor of an older file is out of range.
+- **A replaced file** is noticed by its inode and opened anew; watches on the old one end with HistoryLost. A new file's
+  revisions begin at the Unix time, so that a cursor of an older file is out of range.
 
-The file must be on a local file system: WAL mode needs shared memory. To restore a copy, stop the daemons first.
+The file must be on a local file system: WAL mode needs shared memory. Who puts a copy in its place removes PATH-wal and
+PATH-shm first: SQLite would apply what they hold to the copy.
 """
 
 from __future__ import annotations
