@@ -139,3 +139,18 @@ def test_ctrl_c_on_a_terminal_reaches_the_whole_group_and_leaves_nothing(sandbox
     assert process.returncode == 130
     assert errors.endswith("wincey: interrupted\n")
     assert sandbox.leftovers() == []
+
+
+@pytest.mark.parametrize("moment", ["making", "starting the daemons", "pairs reachable"])
+def test_after_a_kill_down_finds_everything(sandbox, standin, moment):
+    words = ["run", "--name", sandbox.name(), "--store=etcd3", f"--daemon=*={standin}", "--seconds=30"]
+    with subprocess.Popen(
+        sandbox.argv(*words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith(moment):
+                break
+        process.kill()
+    assert sandbox.leftovers() != []
+    assert sandbox.json("down", "--all") == {"down": [sandbox.name()]}
+    assert sandbox.leftovers() == []

@@ -14,6 +14,9 @@ from wincey.lab.plan import LabSpec, network_config
 CONFIG = '{"Network": "10.3.0.0/16", "Backend": {"Type": "host-gw"}}\n'
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
 def wincey(*words, stdin="", **options):
     argv = [sys.executable, "-m", "wincey.cli.wincey", *words]
     return subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)
@@ -48,6 +51,7 @@ def test_version(words):
         (["lab", "--directory=/nonexistent", "status"], 1, "wincey: no lab is up: make one with wincey lab up"),
         (["lab", "--directory=/nonexistent", "down", "--name=x"], 2, "wincey: no lab 'x': none is up"),
         (["lab", "--directory=/nonexistent", "down", "--name=x", "--all"], 2, "wincey: use either --name or --all"),
+        pytest.param(["lab", "--directory=/proc/none", "up"], 1, "/proc/none", marks=needs_root),
         (["config", "get", "--store=nonsense:/x"], 2, "nonsense"),
     ],
 )
@@ -58,9 +62,8 @@ def test_mistakes_are_explained_without_a_traceback(words, code, message):
     assert done.returncode == code
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_without_root_it_says_so(tmp_path):
-    # Somebody else who may still read the program, wherever it is: all of root's rights but his number.
+def test_without_root_it_says_so():
+    # Not by becoming somebody else, who might not be able to read the program.
     code = (
         "import os; os.geteuid = lambda: 1000\n"
         "from wincey.cli import wincey; import sys; sys.argv = ['wincey', 'lab', 'run']; wincey.main()"

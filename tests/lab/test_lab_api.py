@@ -50,9 +50,13 @@ def test_every_family_of_the_network_is_set_up_and_pinged(sandbox, families, sto
 
 
 def test_hosts_have_no_way_out_but_the_stores_machine_is_their_neighbor(sandbox):
-    with sandbox.lab() as lab:
+    script = Path(__file__).parents[1] / "support" / "static_daemon.sh"
+    daemon = f"sh {script} {{subnet_file}} {{host}} 3 4 6"
+    spec = sandbox.spec(store="sqlite", config=network_config("host-gw", (4, 6)), daemons={"*": daemon})
+    with Lab(spec, root=sandbox.root) as lab:
         host = lab.host("h1")
-        assert host.exec(["ip", "route", "show", "default"], check=True).stdout == ""
+        for family in ("-4", "-6"):
+            assert host.exec(["ip", family, "route", "show", "default"], check=True).stdout == ""
         assert host.exec(["ping", "-c1", "-W2", "10.99.0.254"]).returncode == 0
         assert host.exec(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "1\n"
         assert host.exec(["cat", "/proc/sys/net/ipv6/conf/all/forwarding"]).stdout == "1\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 
 import click
@@ -80,13 +81,16 @@ def main() -> None:
     except WinceyError as error:
         click.echo(f"wincey: {error}", err=True)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("wincey: interrupted", err=True)
-        code = _INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has seen enough; without this Python complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except (OSError, subprocess.SubprocessError) as error:
+        click.echo(f"wincey: {error}", err=True)
+        code = 1
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("wincey: interrupted", err=True)
+        code = _INTERRUPTED
     sys.exit(code)
 
 

@@ -35,7 +35,6 @@ N = TypeVar("N", bound=Node)
 
 ROOT = Path("/run/wincey-lab")
 
-_FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 _SEGMENTING = [
     *(
         "tso",
@@ -201,10 +200,9 @@ class Lab:
         self.report(f"making {spec.name}: {spec.hosts} hosts, {len(self.containers)} containers")
         _make_room_for_neighbors(spec)
         namespace.ip_batch(plan.namespaces_batch(spec))
-        for name in spec.host_names:
-            namespace.set_sysctls(spec.netns(name), _FORWARDING)
         namespace.ip_batch(plan.links_batch(spec))
         for node in spec.node_names:
+            namespace.set_sysctls(spec.netns(node), plan.sysctls(spec, node))
             namespace.ip_batch(plan.node_batch(spec, node), spec.netns(node))
         if spec.segmenting:
             for host in self.hosts:

@@ -154,16 +154,33 @@ def namespaces_batch(spec: LabSpec) -> Iterator[str]:
 
 
 def links_batch(spec: LabSpec) -> Iterator[str]:
-    """Lines for `ip -batch` that make every cable; both ends are made in place."""
+    """Lines for `ip -batch` that make every cable and bridge; all ends are made in place."""
     for node in (STORE, *spec.host_names):
         yield (
             f"link add eth0 netns {spec.netns(node)} mtu {spec.mtu} type veth"
             f" peer name {node} netns {spec.netns(SWITCH)} mtu {spec.mtu}"
         )
     for host in spec.host_names:
+        # A bridge without an address of its own changes its MAC with its ports, and the containers' ARP entries go stale.
+        yield f"link add cni0 netns {spec.netns(host)} address {bridge_mac(host)} type bridge mcast_snooping 0"
         for container in spec.container_names(host):
             port = container.removeprefix(host)
             yield f"link add eth0 netns {spec.netns(container)} type veth peer name {port} netns {spec.netns(host)}"
+
+
+def sysctls(spec: LabSpec, node: str) -> dict[str, str]:
+    """Sysctls of a namespace, to be written before its links go up.
+
+    Addresses are unique by plan. With duplicate detection a link-local address is not usable for a second or two, until then
+    a router can't ask for the neighbor it forwards to, and a ping would measure that. Devices that a daemon makes keep it.
+    """
+    host = node in spec.host_names
+    settings = {"net/ipv4/ip_forward": "1"} if host else {}
+    # A kernel without IPv6 has none of these.
+    if 6 in spec.families and node != SWITCH:
+        settings |= {"net/ipv6/conf/all/forwarding": "1"} if host else {}
+        settings |= {f"net/ipv6/conf/{device}/accept_dad": "0" for device in (["eth0", "cni0"] if host else ["eth0"])}
+    return settings
 
 
 def node_batch(spec: LabSpec, node: str) -> Iterator[str]:
@@ -179,10 +196,8 @@ def node_batch(spec: LabSpec, node: str) -> Iterator[str]:
     if node == STORE or node in spec.host_names:
         yield "link set eth0 up"
         for family in spec.families:
-            yield f"addr add {spec.underlay(node, family)} dev eth0{_nodad(family)}"
+            yield f"addr add {spec.underlay(node, family)} dev eth0"
     if node in spec.host_names:
-        # A bridge without an address of its own changes its MAC with its ports, and the containers' ARP entries go stale.
-        yield f"link add cni0 address {bridge_mac(node)} type bridge mcast_snooping 0"
         yield "link set cni0 up"
         for container in spec.container_names(node):
             yield f"link set {container.removeprefix(node)} master cni0 up"
@@ -199,7 +214,7 @@ def gateway_batch(gateways: Iterable[Interface], mtu: int) -> Iterator[str]:
     yield "addr flush dev cni0 scope global"
     yield f"link set cni0 mtu {mtu}"
     for gateway in gateways:
-        yield f"addr add {gateway} dev cni0{_nodad(gateway.version)}"
+        yield f"addr add {gateway} dev cni0"
 
 
 def port_batch(ports: Iterable[str], mtu: int) -> Iterator[str]:
@@ -213,7 +228,7 @@ def container_batch(gateways: Sequence[Interface], addresses: Sequence[Interface
     yield "addr flush dev eth0 scope global"
     yield f"link set eth0 mtu {mtu} up"
     for address in addresses:
-        yield f"addr add {address} dev eth0{_nodad(address.version)}"
+        yield f"addr add {address} dev eth0"
     for gateway in gateways:
         everywhere = "0.0.0.0/0" if gateway.version == 4 else "::/0"
         yield f"route replace {everywhere} via {gateway.ip} dev eth0"
@@ -269,8 +284,3 @@ def daemon_argv(command: str, flags: Sequence[str], facts: Mapping[str, str]) ->
             ) from None
 
     return [_PLACEHOLDER.sub(fill, word) for word in words]
-
-
-def _nodad(family: int) -> str:
-    """Addresses are unique by plan: without duplicate detection an IPv6 one is usable at once, not after a second."""
-    return " nodad" if family == 6 else ""
