@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import msgspec
 import pytest
 
@@ -164,3 +167,15 @@ def test_help_lists_every_flag_and_what_is_not_there_yet():
     assert names == sorted(f"--{flag.name}" for flag in FLAGS)
     assert text.count("(not yet)") == len(NOT_YET)
     assert '(default "http://127.0.0.1:4001,http://127.0.0.1:2379")' in text
+
+
+def test_help_and_mistakes_import_nothing_slow():
+    program = (
+        "import sys\n"
+        "from wincey.cli.options import load\n"
+        "load(['--help'], {})\n"
+        "slow = {'asyncio', 'logging', 'json', 'ssl', 'h11', 'difflib', 'wincey.agent', 'wincey.http', 'wincey.store'}\n"
+        "print(sorted(slow & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"

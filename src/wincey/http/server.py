@@ -88,8 +88,8 @@ class HttpServer:
         """Listen on a TCP address; host "" is every address, port 0 a free port. Returns the port; raises OSError."""
         try:
             server = await asyncio.get_running_loop().create_server(lambda: _Connection(self), host or None, port)
-        except OverflowError as error:
-            raise OSError(None, str(error)) from None
+        except OverflowError:
+            raise OSError(None, f"Port {port} is not within 0 to 65535") from None
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 

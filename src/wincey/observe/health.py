@@ -5,6 +5,7 @@ Not ready comes with the reason in the body, for who asks why their pods don't s
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from wincey.model.errors import CannotListen
@@ -50,8 +51,9 @@ async def serve_health(health: Health, host: str, port: int) -> HttpServer:
     try:
         await server.listen_tcp(host, port)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise CannotListen(
-            f"--healthz-ip and --healthz-port: can't listen on {host}:{port} ({error.strerror or error}); choose a free port"
-            " and an address of this host"
+            f"--healthz-ip and --healthz-port: can't listen on {host}:{port}: {reason}; choose a free port and an address of"
+            " this host"
         ) from None
     return server
