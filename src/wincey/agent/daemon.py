@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
-import os
 import random
 import re
 import signal
@@ -18,19 +18,17 @@ import msgspec
 from wincey.agent import sdnotify
 from wincey.agent.desired import DesiredState
 from wincey.agent.envfile import read_env_file
-from wincey.agent.hostfacts import Wishes, host_facts
+from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
 from wincey.agent.planner import Policy
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
-from wincey.backends.base import HostFacts
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver, bridge_netfilter_note
 from wincey.kernel.traffic import TrafficRulesDriver
 from wincey.model.address import Subnet
-from wincey.model.config import NetworkConfig
 from wincey.model.errors import StoreError
 from wincey.model.state import Scope
 from wincey.observe.health import Health, serve_health
@@ -99,9 +97,6 @@ async def _live(options: DaemonOptions, health: Health) -> None:
     tasks: list[asyncio.Task[None]] = []
     try:
 
-        def look(config: NetworkConfig) -> HostFacts:
-            return host_facts(config, options.wishes, state.macs)
-
         def on_ready(reason: str | None) -> None:
             if reason is None:
                 health.set_ready()
@@ -116,12 +111,12 @@ async def _live(options: DaemonOptions, health: Health) -> None:
             reconciler,
             state=state,
             host=this_host(),
-            look=look,
+            look=HostLook(options.wishes, state.macs),
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
         )
-        links.watch_hosts(network.host_changed)
+        links.watch_hosts(lambda why: network.host_changed())
         tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
         await asyncio.gather(*tasks)
     finally:
@@ -192,7 +187,5 @@ def _settle_memory() -> None:
     """What start-up left behind goes back to the system, and what lives on is not looked at by each collection."""
     gc.collect()
     gc.freeze()
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # a libc without it
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # a libc without it

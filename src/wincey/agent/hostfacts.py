@@ -1,0 +1,79 @@
+"""What backends may know of this host, read from the kernel and chosen as the command line wishes."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+
+import msgspec
+
+from wincey.agent.interface import choose
+from wincey.backends.base import HostFacts
+from wincey.kernel.interfaces import connected_subnets, default_route_interface, read_interfaces, route_to
+from wincey.model.address import Address, MacAddress, Subnet
+from wincey.model.config import NetworkConfig
+
+log = logging.getLogger(__name__)
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """The flags about interface and addresses, named as they are."""
+
+    iface: tuple[str, ...] = ()
+    iface_regex: tuple[str, ...] = ()
+    iface_can_reach: Address | None = None
+    public_ip: Address | None = None
+    public_ipv6: Address | None = None
+
+
+class HostLook:
+    """Reads the host's facts, again and again; says why that interface and address whenever the answer is new."""
+
+    def __init__(self, wishes: Wishes, macs: dict[str, MacAddress]) -> None:
+        self._wishes, self._macs = wishes, macs
+        self._told = ""
+
+    def __call__(self, config: NetworkConfig) -> HostFacts:
+        """Raises NotJoinable when no interface will do."""
+        interfaces = read_interfaces()
+        choice = choose(
+            interfaces,
+            ipv4=config.enable_ipv4,
+            ipv6=config.enable_ipv6,
+            default_route=default_route_interface,
+            route_to=route_to,
+            **msgspec.structs.asdict(self._wishes),
+        )
+        if choice.reason != self._told:
+            log.info("%s", choice.reason)
+            self._told = choice.reason
+        for interface in interfaces:  # a device of ours that is there keeps its MAC, unless we know better
+            if interface.kind == "vxlan" and interface.name not in self._macs:
+                self._macs[interface.name] = interface.mac
+        return HostFacts(
+            underlay=choice.interface,
+            mtu=choice.mtu,
+            local=choice.local,
+            local_v6=choice.local_v6,
+            public=choice.public,
+            public_v6=choice.public_v6,
+            connected=self._connected(config),
+            macs=self._macs,
+            kernel=_kernel(),
+        )
+
+    def _connected(self, config: NetworkConfig) -> tuple[tuple[Subnet, str], ...]:
+        # Only direct routing asks; without it, bridges that come and go are none of a backend's business.
+        if not config.backend.boolean("DirectRouting", default=False):
+            return ()
+        return tuple(
+            (subnet, device)
+            for subnet, device in connected_subnets()
+            if not any(subnet.overlaps(network) for network in config.networks)
+        )
+
+
+def _kernel() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
