@@ -174,9 +174,9 @@ class RtnetlinkDriver:
         try:
             datagrams = self._netlink.dump(rtnl.RTM_GETROUTE, body)
         except NetlinkError as error:
-            if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):  # no route yet in the table; no such family
-                return
-            raise
+            if error.errno not in rtnl.NO_ROUTES:
+                raise
+            return
         for kind, data, start, end in messages(datagrams):
             if kind == rtnl.RTM_NEWROUTE:
                 message = rtnl.decode_route(data, start, end)

@@ -7,6 +7,7 @@ few, take the readable way.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 
@@ -33,6 +34,9 @@ METRIC_V6 = 1024
 METRIC_BLACKHOLE = 0x7FFFFFFF
 """That of blackhole routes. In IPv4 destination and metric make a route unique, so one with metric 0 would take the place
 of the container bridge's own route to the same subnet; a last resort must lose against it."""
+
+NO_ROUTES = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
+"""What a dump of routes is answered when the table has had no route yet, or the kernel lacks the family."""
 
 AF_BRIDGE = 7
 TABLE_MAIN = 254
@@ -320,6 +324,11 @@ def decode_neighbor(data: bytes, offset: int, end: int) -> NeighborMessage:
             break
         offset += (length + 3) & ~3
     return NeighborMessage(family, index, state, address, mac, elsewhere)
+
+
+def route_protocol(data: bytes, offset: int) -> int:
+    """The protocol number in the body of a route message."""
+    return data[offset + 5]
 
 
 def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
