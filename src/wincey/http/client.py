@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import re
 import socket
 import ssl
@@ -107,8 +108,7 @@ class _Connection:
         self._writer.write(b"".join(part for part in data if part))
         await self._writer.drain()
         while not isinstance(event := await self.next_event(), h11.Response):
-            if not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("the server closed the connection without an answer")
+            pass  # 1xx: the answer is still to come
         return event
 
     async def next_event(self) -> h11.Event | type[h11.PAUSED]:
@@ -118,7 +118,9 @@ class _Connection:
             if event is not h11.NEED_DATA:
                 return event  # type: ignore[return-value]  # h11 types its sentinels as classes of their own metaclass
             data = await self._reader.read(_READ)
-            self.answered = self.answered or bool(data)
+            if not data and not self.answered:
+                raise ConnectionError("the server closed it without an answer")
+            self.answered = True
             self._protocol.receive_data(data)
 
     def ready_again(self) -> bool:
@@ -342,13 +344,16 @@ class HttpClient:
     def _unconnected(self, error: OSError) -> ConnectFailed:
         if _refuses_tls(error):
             return TlsFailed(f"{self._where}: TLS: {_tls_reason(error)}")
-        return ConnectFailed(f"{self._where}: {error.strerror or error}")
+        if isinstance(error, socket.gaierror):
+            return ConnectFailed(f"{self._where}: {error.strerror}")
+        # asyncio puts words of its own into strerror, and has no errno when several addresses failed.
+        return ConnectFailed(f"{self._where}: {os.strerror(error.errno) if error.errno else error}")
 
     def _broken(self, error: Exception) -> HttpError:
         # With TLS 1.3 a server judges our certificate after the handshake: its refusal is the first thing that we read.
         if _refuses_tls(error):
             return TlsFailed(f"{self._where}: TLS: {_tls_reason(error)}")
-        return Interrupted(f"{self._where}: the connection broke: {error}")
+        return Interrupted(f"{self._where}: the connection broke: {str(error) or type(error).__name__}")
 
 
 def _refuses_tls(error: Exception) -> bool:

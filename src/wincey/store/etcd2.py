@@ -321,7 +321,8 @@ class Etcd2Store:
 
 
 def _target(key: str, **query: str) -> str:
-    path = _quote(key.rstrip("/").encode())
+    # A prefix keeps its last slash: who may read /net/* may not read /net, as etcd compares.
+    path = _quote(key.encode())
     return f"/v2/keys{path}" + ("?" + "&".join(f"{name}={value}" for name, value in query.items()) if query else "")
 
 
