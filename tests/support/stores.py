@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import subprocess
@@ -44,6 +45,18 @@ class Backend(Protocol):
     async def forget(self) -> None:
         """Make it lose the changes of the past, not the keys."""
 
+    async def put(self, key: str, value: str) -> None:
+        """Put a key as a user does by hand, without a time limit."""
+
+    async def remove(self, key: str) -> None:
+        """Delete a key, or with a `/` at its end all below it, as a user does."""
+
+    async def read(self, key: str) -> str:
+        """The value as a user sees it."""
+
+    async def keys(self, prefix: str) -> list[str]:
+        """The keys below a prefix as a user sees them."""
+
 
 class EtcdBackend:
     """An etcd server, spoken to through one of its two interfaces."""
@@ -73,6 +86,25 @@ class EtcdBackend:
             await asyncio.to_thread(self.server.ctl, "compact", str(revision))
         else:
             await asyncio.to_thread(self._overflow)
+
+    async def put(self, key: str, value: str) -> None:
+        await self._ctl("put" if self._api == 3 else "set", key, value)
+
+    async def remove(self, key: str) -> None:
+        command, all_below = ("del", "--prefix") if self._api == 3 else ("rm", "--recursive")
+        await self._ctl(command, *([all_below] if key.endswith("/") else []), key)
+
+    async def read(self, key: str) -> str:
+        only_value = ["--print-value-only"] if self._api == 3 else []
+        return (await self._ctl("get", *only_value, key)).removesuffix("\n")
+
+    async def keys(self, prefix: str) -> list[str]:
+        command = ["get", "--prefix", "--keys-only"] if self._api == 3 else ["ls", "--recursive", "-p"]
+        lines = (await self._ctl(*command, prefix)).splitlines()
+        return [line for line in lines if line and not line.endswith("/")]
+
+    async def _ctl(self, *arguments: str) -> str:
+        return await asyncio.to_thread(functools.partial(self.server.ctl, *arguments, api=self._api))
 
     def _overflow(self) -> None:
         for _ in range(1050):  # etcd v2 keeps 1000 events
@@ -119,10 +151,37 @@ class SqliteBackend:
             self.path.with_name(self.path.name + companion).unlink(missing_ok=True)
 
     async def forget(self) -> None:
+        async with self._opened() as store:
+            for number in range(sqlite_tables.HISTORY + 1):
+                await (store.create("/overflow", b"", None) if number % 2 == 0 else store.delete("/overflow"))
+
+    async def put(self, key: str, value: str) -> None:
+        async with self._opened() as store:
+            entry = await store.get(key)
+            await (store.replace(entry, value.encode(), None) if entry else store.create(key, value.encode(), None))
+
+    async def remove(self, key: str) -> None:
+        async with self._opened() as store:
+            for each in await self.keys(key) if key.endswith("/") else [key]:
+                await store.delete(each)
+
+    async def read(self, key: str) -> str:
+        async with self._opened() as store:
+            entry = await store.get(key)
+            assert entry
+            return entry.value.decode()
+
+    async def keys(self, prefix: str) -> list[str]:
+        async with self._opened() as store:
+            return [entry.key for entry in (await store.read_all(prefix)).entries]
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[KeyValueStore]:
         store = self.open()
-        for number in range(sqlite_tables.HISTORY + 1):
-            await (store.create("/overflow", b"", None) if number % 2 == 0 else store.delete("/overflow"))
-        await store.close()
+        try:
+            yield store
+        finally:
+            await store.close()
 
 
 class Watching:
