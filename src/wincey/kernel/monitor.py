@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Mapping
 
 from wincey.kernel import rtnl
-from wincey.kernel.links import as_wanted
 from wincey.kernel.netlink import HEADER, Netlink
 from wincey.kernel.objects import Names, Networks, is_candidate, neighbor, routes
 from wincey.model.address import Subnet
@@ -33,16 +32,19 @@ class Expectation:
     """What should be there, and whether a notification contradicts it.
 
     objects: all of ours by key. devices: ours that are there, by index. carriers: the devices that our routes lead to and
-    that our tunnels send through; when one goes down the kernel drops the routes and tells nobody.
+    that our tunnels send through; when one goes down the kernel drops the routes and tells nobody. current(link): how a
+    device of ours is now.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, current: Callable[[Link], Link | None]) -> None:
         self.scope = Scope()
         self.networks = Networks(())
         self.devices: dict[int, str] = {}
         self._objects: dict[Key, Object] = {}
         self._carriers: set[str] = set()
+        self._down: set[str] = set()
         self._names = names
+        self._current = current
 
     def expect(self, objects: dict[Key, Object], scope: Scope, devices: Mapping[int, str]) -> None:
         """Replace everything. `objects` is kept and changed by `update`."""
@@ -110,16 +112,15 @@ class Expectation:
     def _neighbor(self, new: bool, data: bytes, start: int, end: int) -> str | None:
         message = rtnl.decode_neighbor(data, start, end)
         device = self.devices.get(message.index)
-        if device is None or message.address is None or message.mac is None:
+        if device is None:
             return None
-        item = neighbor(message, device)
-        if item:
+        if item := neighbor(message, device):
             return self._judge(new, item, surplus_is_ours=True)
-        # No longer permanent: what we want under this key, if anything, is gone.
+        # No longer permanent, or failed and without its MAC as before it goes: what we want under its key is not there.
         key: Key = (Neighbor.tag, device, message.address)
         if message.family == rtnl.AF_BRIDGE:
             key = (FdbEntry.tag, device, message.mac)
-        return f"{self._objects[key]} was changed" if key in self._objects else None
+        return f"{self._objects[key]} was deleted or changed" if key in self._objects else None
 
     def _link(self, new: bool, data: bytes, start: int, end: int) -> str | None:
         self._names.clear()
@@ -127,13 +128,22 @@ class Expectation:
         wanted = self._objects.get((Link.tag, message.name))
         known = self.devices.get(message.index)
         if new and isinstance(wanted, Link):
-            same = known == message.name and as_wanted(message, self._names, wanted) == wanted
+            # Not by the message: making a device takes several steps, each of which is told as it was then.
+            same = known == message.name and self._current(wanted) == wanted
             return None if same else f"device {message.name} changed"
         if known and (not new or known != message.name) and (Link.tag, known) in self._objects:
             return f"device {known} is gone"
         if message.name in self._carriers:
-            return f"device {message.name} changed"
+            return self._carrier(message.name, new and message.up)
         return None
+
+    def _carrier(self, name: str, up: bool) -> str | None:
+        was_up = name not in self._down
+        if up:
+            self._down.discard(name)
+            return None if was_up else f"device {name} is up again"
+        self._down.add(name)
+        return f"device {name} went down"
 
     def _address(self, new: bool, data: bytes, start: int, end: int) -> str | None:
         message = rtnl.decode_address(data, start, end)

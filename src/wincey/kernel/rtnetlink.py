@@ -49,7 +49,7 @@ class RtnetlinkDriver:
     def __init__(self) -> None:
         self._netlink = Netlink()
         self._names = Names()
-        self._expectation = Expectation(self._names)
+        self._expectation = Expectation(self._names, self._current)
         self._monitor: Monitor | None = None
         self._changed: Callable[[str], None] | None = None
 
@@ -121,6 +121,10 @@ class RtnetlinkDriver:
             self._monitor.close()
             self._monitor = None
         self._netlink.close()
+
+    def _current(self, wanted: Link) -> Link | None:
+        message = read_link(self._netlink, wanted.name)
+        return as_wanted(message, self._names, wanted) if message else None
 
     def _monitoring(self) -> Monitor:
         if self._monitor is None:
