@@ -116,7 +116,8 @@ async def test_only_what_is_of_interest_is_heard(host: Hosts) -> None:
 
 
 @pytest.mark.root
-async def test_more_than_the_kernel_can_keep_is_a_change(host: Hosts) -> None:
+async def test_more_than_the_kernel_can_keep_is_a_change(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wincey.kernel.nfmonitor._BUFFER", 64 * 1024)
     heard = Heard()
     monitor = NftMonitor(["nothing"], lambda family, table, chain: False, heard)
     rules = "\n".join(
@@ -125,7 +126,7 @@ async def test_more_than_the_kernel_can_keep_is_a_change(host: Hosts) -> None:
     run("nft", "-f", "-", text=f"add table ip other\nadd chain ip other c\n{rules}\n")
     assert await heard.something() == "nftables: more changed than the kernel could tell"
     run("nft", "add table ip later")
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.2)
     assert len(heard.reasons) == 1
     monitor.close()
 

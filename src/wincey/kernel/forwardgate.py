@@ -1,9 +1,9 @@
 """The way through iptables' FORWARD chain, for hosts whose traffic rules are nftables'.
 
-An accept in a chain of our own ends that chain only: a packet still has to pass every other base chain of the hook. Docker, for
-one, sets the policy of iptables' FORWARD chain to DROP. Where that chain lets nothing through by itself, the chain
-FLANNEL-FWD of the iptables flavour is kept in it, and taken away when it is not needed: behind Docker's own rules,
-which stop only what goes between its bridges.
+An accept in a chain of our own ends that chain only: a packet still has to pass every other base chain of the hook.
+Docker, for one, sets the policy of iptables' FORWARD chain to DROP. Where that chain lets nothing through by itself,
+the chain FLANNEL-FWD of the iptables flavour is kept in it, and taken away when it is not needed: behind Docker's own
+rules, which stop only what goes between its bridges.
 
 Trouble with iptables is told in the log and is no failure: the nftables rules stand all the same.
 """
@@ -64,7 +64,7 @@ class ForwardGate:
     async def put(self, family: int, rules: RuleSet | None, *, first: bool) -> None:
         """Open the gate where it is needed, and take it away elsewhere.
 
-        first: nothing is known of what earlier runs left, so the rules go that the iptables flavour, or a flannel, made.
+        first: nothing is known of what earlier runs left, so rules that the iptables flavour, or a flannel, made go too.
         """
         readable = False
         for one in await self._in_use(family):

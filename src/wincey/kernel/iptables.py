@@ -1,10 +1,11 @@
 """Traffic rules by iptables, for hosts (or configs) where nftables is not wanted; and what nftables needs of iptables.
 
-One restore per family does the whole change; the kernel takes each table over in one step. What was put is read back once,
-as iptables prints it, and that text is what a later look has to find: so no version's way of printing matters.
+One restore per family does the whole change; the kernel takes each table over in one step. What was put is read back
+once, as iptables prints it, and that text is what a later look has to find: so no version's way of printing matters.
 
-A look costs four short processes per family. With iptables-nft it is left out as long as the kernel's generation number says
-that nobody changed anything; legacy tables have no such number (see nfmonitor) and are looked at each time.
+A look costs four short processes per family. With iptables-nft it is left out as long as the kernel's generation
+number says that nobody changed anything; legacy tables have no such number (see nfmonitor) and are looked at each
+time.
 """
 
 from __future__ import annotations

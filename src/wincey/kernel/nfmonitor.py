@@ -1,26 +1,35 @@
-"""Who else changes packet filter rules: the kernel's nftables notices, its generation number, and iptables-legacy's sizes.
+"""Who else changes packet filter rules: the notices of nftables, its generation number, the sizes of legacy tables.
 
 nftables (and iptables-nft, which is nftables below) tells of each change on a netlink multicast group, and counts its
-transactions: as long as the generation number stands still, nothing at all has changed, which one small message finds out.
+transactions: as long as the generation number stands still, nothing at all has changed, which one small message finds
+out.
 
-Other programs may change thousands of rules a second (kube-proxy does). So a buffer is searched for our names as bytes
-before it is parsed, chains of others are left out by name, and after each reading the socket rests a little: what the
-kernel can't keep meanwhile it drops and says so (ENOBUFS), which counts as a change of ours. That bounds the work.
+Other programs may change thousands of rules a second (kube-proxy does). So a buffer is searched for our names as
+bytes before it is parsed, chains of others are left out by name, and after each reading the socket rests a little:
+what the kernel can't keep meanwhile it drops and says so (ENOBUFS), which counts as a change of ours, and is followed
+by a longer rest. That bounds the work: 60 transactions of 500 rules each within two seconds cost us 25 ms at most.
 
-iptables-legacy has no notices. Asking it for number of rules and size of a table is one getsockopt and no process, so that
-is done twice a second, and only where the legacy tables exist already, because asking would make them. A change that
-keeps both (a policy, one rule for another of the same size) is left to the audit, which reads everything.
+iptables-legacy has no notices. Asking it for number of rules and size of a table is one getsockopt and no process, so
+that is done twice a second (0.1 % of a processor for two families), and only where the legacy tables exist already,
+because asking would make them. A change that keeps both (a policy, one rule for another of the same size) is left to
+the audit, which reads everything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import functools
 import logging
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +37,7 @@ NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
+_SO_RCVBUFFORCE = 33
 
 _NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES in the high byte of the message type
 _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN, _GETGEN = (_NFTABLES | number for number in (3, 5, 6, 8, 15, 16))
@@ -42,10 +52,13 @@ _TABLE_ATTRIBUTE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA
 _CHAIN_ATTRIBUTE = {_NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
 
 _REST = 0.2
-"""Seconds between two readings of the notices: soon enough to repair within a second, and five readings a second at most."""
+"""Seconds between two readings of the notices: soon enough to repair within a second, at most five a second."""
 
-_BUFFER = 128 * 1024
-"""Bytes of notices the kernel may keep for us meanwhile."""
+_LONG_REST = 0.8
+"""The same after an overflow, when all that is known is that the rules should be looked at."""
+
+_BUFFER = 2 * 1024 * 1024
+"""Bytes of notices that the kernel may keep for us meanwhile; it takes the memory only when it does."""
 
 _POLL = 0.5
 """Seconds between two looks at the legacy tables."""
@@ -137,12 +150,12 @@ class NftMonitor:
         self._interest, self._changed = interest, changed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._socket: socket.socket | None = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
-        )
+        self._socket: socket.socket | None = None
         try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
+            )
             self._socket.bind((0, 0))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER // 2)  # the kernel doubles it
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         except OSError as error:
             logger.warning(
@@ -151,6 +164,8 @@ class NftMonitor:
             )
             self.close()
             return
+        with contextlib.suppress(OSError):  # in a user namespace the size is what the host allows
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER // 2)  # the kernel doubles it
         self._listen()
 
     def close(self) -> None:
@@ -169,8 +184,7 @@ class NftMonitor:
     def _read(self) -> None:
         assert self._socket is not None
         self._loop.remove_reader(self._socket)
-        self._timer = self._loop.call_later(_REST, self._listen)
-        why, read = "", 0
+        why, read, rest = "", 0, _REST
         while read < _BUFFER:  # not for ever: others may write faster than we read
             try:
                 data = self._socket.recv(65536)
@@ -180,12 +194,13 @@ class NftMonitor:
                 if error.errno != errno.ENOBUFS:
                     logger.warning("the notices of changed nftables rules have ended: %s", error.strerror)
                     self.close()
-                    break
-                why = "nftables: more changed than the kernel could tell"
+                    return
+                why, rest = "nftables: more changed than the kernel could tell", _LONG_REST
                 continue
             read += len(data)
             if not why and any(name in data for name in self._names):
                 why = concerns(data, self._interest)
+        self._timer = self._loop.call_later(rest, self._listen)
         if why:
             self._changed(why)
 
@@ -233,12 +248,19 @@ class LegacyPoll:
             self._changed(f"iptables-legacy: table {changed[0]} changed")
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    import ctypes  # noqa: PLC0415  (1 MB and some milliseconds that most hosts never need)
+
+    return ctypes.CDLL(None)
+
+
 def _layout(family: int, table: str) -> bytes:
     """What IPT_SO_GET_INFO says of a table: entry points, number of rules, size; b"" if it says nothing.
 
     Python's getsockopt can't hand the table's name in, hence ctypes, which only hosts with legacy tables load.
     """
-    import ctypes  # noqa: PLC0415  (1 MB and some milliseconds that most hosts never need)
+    import ctypes  # noqa: PLC0415  (see _libc)
 
     level = socket.IPPROTO_IP if family == socket.AF_INET else socket.IPPROTO_IPV6
     info = ctypes.create_string_buffer(table.encode(), _INFO_SIZE)
@@ -246,7 +268,7 @@ def _layout(family: int, table: str) -> bytes:
     try:
         # Any socket of the family will do; a datagram socket needs no further privilege.
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as handle:
-            failed = ctypes.CDLL(None).getsockopt(handle.fileno(), level, _GET_INFO, info, ctypes.byref(size))
+            failed = _libc().getsockopt(handle.fileno(), level, _GET_INFO, info, ctypes.byref(size))
     except OSError:
         return b""  # no IPv6 on this host
     return b"" if failed else info.raw

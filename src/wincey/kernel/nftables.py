@@ -1,7 +1,7 @@
 """Traffic rules by nftables: one table per address family, replaced whole in one transaction.
 
-After a transaction the table is listed once, and that text is what a later look has to find; it is never parsed. The look
-itself is left out as long as the kernel's generation number says that nobody changed anything.
+After a transaction the table is listed once, and that text is what a later look has to find; it is never parsed. The
+look itself is left out as long as the kernel's generation number says that nobody changed anything.
 
 An accept in our table does not open iptables' FORWARD chain where that is closed: see forwardgate.
 """
