@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from wincey.cli import lab_output
-from wincey.lab import plan
+from wincey.cli.lab_options import make_spec, spec_options
 from wincey.lab.errors import LabError
-from wincey.lab.lab import ROOT, Lab, fresh_name, lab_names
+from wincey.lab.lab import ROOT, Lab, lab_names
 from wincey.lab.namespace import enter_argv
 from wincey.lab.needs import check_root, extend_path
-from wincey.lab.node import READY_TIMEOUT
 from wincey.lab.ping import Matrix
-from wincey.lab.plan import STORE, LabSpec
+from wincey.lab.plan import STORE
 from wincey.lab.process import tail
 from wincey.lab.report import Report, silent
 from wincey.lab.shield import interruptible
 from wincey.lab.traffic import Throughput, measure
-from wincey.model.config import NetworkConfig
 from wincey.model.errors import UsageError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _ALL_LINES = 1_000_000
 
@@ -65,70 +60,6 @@ def lab(ctx: click.Context, directory: Path) -> None:
     ctx.obj = directory.absolute()
 
 
-def spec_options(command: F) -> F:
-    """The options of `up` and `run` that say what the lab consists of."""
-    for option in reversed(
-        [
-            click.option("--name", help="The lab's name; several may be up side by side.  [default: a free one]"),
-            click.option("--hosts", type=int, default=3, show_default=True, help="How many hosts."),
-            click.option("--containers", type=int, default=1, show_default=True, help="Containers on each host."),
-            click.option(
-                "--backend",
-                type=click.Choice(plan.BACKENDS, case_sensitive=False),
-                default="vxlan",
-                show_default=True,
-                help="How packets travel between hosts.",
-            ),
-            click.option("--ipv6", "ipv6", is_flag=True, help="IPv6 only, hosts too."),
-            click.option("--dual", is_flag=True, help="IPv4 and IPv6."),
-            click.option(
-                "--config", metavar="JSON", help="The whole network config instead of --backend, --ipv6, --dual."
-            ),
-            click.option(
-                "--store",
-                type=click.Choice(plan.STORES),
-                default="sqlite",
-                show_default=True,
-                help="Where leases live.",
-            ),
-            click.option("--mtu", type=int, default=1500, show_default=True, help="MTU between the hosts, in bytes."),
-            click.option(
-                "--underlay",
-                type=click.Choice(["offload", "segmenting"]),
-                default="offload",
-                show_default=True,
-                help="Whether hosts may send packets larger than the MTU for a card to cut, or cut them themselves.",
-            ),
-            click.option(
-                "--daemon",
-                "daemons",
-                metavar="HOST=COMMAND",
-                multiple=True,
-                help="Run another flanneld on a host (* for all). It gets flannel's flags for interface, store and subnet "
-                "file, unless the command has placeholders: {iface} {subnet_file} {public_ip} {public_ipv6} "
-                "{etcd_endpoints} {etcd_prefix} {store} {host} {netns} {dir}. Repeatable.",
-            ),
-            click.option(
-                "--flanneld-option",
-                "options",
-                metavar="FLAG",
-                multiple=True,
-                help="A flag for all daemons. Repeatable.",
-            ),
-            click.option("--ip-masq", is_flag=True, help="Have the daemons masquerade what leaves the network."),
-            click.option(
-                "--timeout",
-                type=float,
-                default=READY_TIMEOUT,
-                show_default=True,
-                help="Seconds for the daemons to get ready.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 @lab.command()
 @spec_options
 @json_option
@@ -142,7 +73,7 @@ def up(root: Path, /, *, timeout: float, as_json: bool, **options: Any) -> None:
       wincey lab up --hosts 20 --store etcd3 --dual
       wincey lab up --config '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}'
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
-    spec = _spec(root, **options)
+    spec = make_spec(root, **options)
     with interruptible(), lab_output.progress() as report:
         made = Lab(spec, root=root, report=report)
         made.up(timeout=timeout)
@@ -177,7 +108,7 @@ def run(
       wincey lab run --backend host-gw --store etcd2 --dual --json
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     begin = time.monotonic()
-    spec = _spec(root, **options)
+    spec = make_spec(root, **options)
     with interruptible(), lab_output.progress() as report:
         made = Lab(spec, root=root, report=report)
         made.up(timeout=timeout, tolerant=True)
@@ -332,38 +263,6 @@ def list_(root: Path, /, *, as_json: bool) -> None:
         click.echo(f"{name}: {spec.hosts} hosts, store {spec.store}, {spec.config}")
     if not names:
         click.echo("no lab is up; make one with: wincey lab up")
-
-
-def _spec(
-    root: Path,
-    *,
-    name: str | None,
-    backend: str,
-    ipv6: bool,
-    dual: bool,
-    config: str | None,
-    underlay: str,
-    daemons: tuple[str, ...],
-    **same: Any,
-) -> LabSpec:
-    if ipv6 and dual:
-        raise UsageError("use either --ipv6 (IPv6 only) or --dual (IPv4 and IPv6)")
-    commands = {}
-    for text in daemons:
-        host, equals, command = text.partition("=")
-        if not equals:
-            raise UsageError(f"--daemon {text!r}: write it as HOST=COMMAND, as in h2=/opt/flannel/flanneld")
-        commands[host] = command
-    families = (4, 6) if dual else (6,) if ipv6 else (4,)
-    text = config or plan.network_config(backend, families)
-    NetworkConfig.parse(text)
-    return LabSpec(
-        name=name or fresh_name(root),
-        config=text,
-        segmenting=underlay == "segmenting",
-        daemons=commands,
-        **same,
-    )
 
 
 def _choose(root: Path, name: str | None) -> str:
