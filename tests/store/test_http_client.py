@@ -13,6 +13,7 @@ import pytest
 from support.certs import Authority
 from support.stores import eventually
 from wincey.http.client import ConnectFailed, HttpClient, Interrupted, Origin, TlsFailed
+from wincey.store.endpoints import tls_context
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -405,6 +406,7 @@ def authority(tmp_path: Path) -> Authority:
 def server_context(authority: Authority, *, client_certificates: bool) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.ca))
     context.load_cert_chain(*authority.issue("server"))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as wincey.store.endpoints has it
     context.verify_mode = ssl.CERT_REQUIRED if client_certificates else ssl.CERT_NONE
     return context
 
@@ -416,8 +418,8 @@ async def test_tls_with_a_client_certificate(authority: Authority) -> None:
         subjects.append(peer.writer.get_extra_info("peercert")["subject"])
         await always_ok(peer)
 
-    ours = ssl.create_default_context(cafile=str(authority.ca))
-    ours.load_cert_chain(*authority.issue("client", "/O=overlay"))
+    one = authority.issue("client", "/O=overlay")
+    ours = tls_context(str(one.key), str(one.cert), str(authority.ca))
     context = server_context(authority, client_certificates=True)
     async with serving(part, client_tls=ours, server_tls=context) as (_, client):
         assert (await client.request("GET", "/")).body == b"ok"

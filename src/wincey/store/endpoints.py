@@ -75,6 +75,8 @@ def tls_context(keyfile: str = "", certfile: str = "", cafile: str = "") -> ssl.
     except (ssl.SSLError, ValueError):
         raise UsageError(f"--etcd-cafile {cafile}: it holds no certificate in PEM form") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python 3.13 became strict, and would turn away the CAs of many a running cluster (no key usage extension).
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if certfile:
         try:
             context.load_cert_chain(certfile, keyfile, password="")
