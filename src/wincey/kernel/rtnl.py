@@ -314,14 +314,14 @@ def decode_neighbor(data: bytes, offset: int, end: int) -> NeighborMessage:
     elsewhere = False
     while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
         if kind == _NDA_DST:
             address = data[offset + 4 : offset + length]
         elif kind == _NDA_LLADDR:
             mac = data[offset + 4 : offset + length]
         elif kind in (_NDA_PORT, _NDA_VNI, _NDA_IFINDEX):
             elsewhere = True
-        elif length < 4:
-            break
         offset += (length + 3) & ~3
     return NeighborMessage(family, index, state, address, mac, elsewhere)
 
@@ -340,6 +340,8 @@ def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     hops: tuple[Hop, ...] = ()
     while offset + 4 <= end:
         length, attr = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
         if attr == _RTA_DST:
             destination = data[offset + 4 : offset + length]
         elif attr == _RTA_GATEWAY:
@@ -354,8 +356,6 @@ def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
             source = data[offset + 4 : offset + length]
         elif attr == _RTA_MULTIPATH:
             hops = _decode_hops(data, offset + 4, offset + length)
-        elif length < 4:
-            break
         offset += (length + 3) & ~3
     if destination is None:
         destination = bytes(4 if family == socket.AF_INET else 16)
