@@ -157,24 +157,21 @@ class RtnetlinkDriver:
                         found.add(item)
 
     def _read_routes(self, family: int, devices: Mapping[int, str], found: _Findings) -> None:
-        networks, names = self._expectation.networks, self._names
-        for index in devices:
-            for message in self._dump_routes(rtnl.dump_routes(family, oif=index)):
-                if message.protocol == rtnl.RTPROT_KERNEL or all(hop.oif != index for hop in message.hops):
-                    continue
-                own = message.protocol == rtnl.ROUTE_PROTOCOL
-                for item in routes(message, names):
-                    leftover = item.key not in found.desired and (message.destination, message.length) in networks
-                    if own or leftover:
-                        found.add(item)
-        for message in self._dump_routes(rtnl.dump_routes(family, protocol=rtnl.ROUTE_PROTOCOL)):
-            if message.protocol != rtnl.ROUTE_PROTOCOL or any(hop.oif in devices for hop in message.hops):
-                continue
-            if (message.destination, message.length) in networks:
-                for item in routes(message, names):
+        networks, names, own = self._expectation.networks, self._names, set(devices.values())
+        for message in self._dump_routes(rtnl.dump_routes(family, protocol=rtnl.ROUTE_PROTOCOL), ours=True):
+            for item in routes(message, names):
+                if item.device in own or (message.destination, message.length) in networks:
                     found.add(item)
+        for index in devices:  # what another program, or flannel before us, left on our devices
+            for message in self._dump_routes(rtnl.dump_routes(family, oif=index), ours=False):
+                on_device = any(hop.oif == index for hop in message.hops)
+                inside = (message.destination, message.length) in networks
+                if on_device and inside and message.protocol != rtnl.RTPROT_KERNEL:
+                    for item in routes(message, names):
+                        if item.key not in found.desired:
+                            found.add(item)
 
-    def _dump_routes(self, body: bytes) -> Iterable[rtnl.RouteMessage]:
+    def _dump_routes(self, body: bytes, *, ours: bool) -> Iterable[rtnl.RouteMessage]:
         try:
             datagrams = self._netlink.dump(rtnl.RTM_GETROUTE, body)
         except NetlinkError as error:
@@ -182,7 +179,7 @@ class RtnetlinkDriver:
                 raise
             return
         for kind, data, start, end in messages(datagrams):
-            if kind == rtnl.RTM_NEWROUTE:
+            if kind == rtnl.RTM_NEWROUTE and (rtnl.route_protocol(data, start) == rtnl.ROUTE_PROTOCOL) is ours:
                 message = rtnl.decode_route(data, start, end)
                 if is_candidate(message):
                     yield message
@@ -249,7 +246,7 @@ class RtnetlinkDriver:
                 onlink=put and item.onlink,
                 blackhole=item.kind == "blackhole",
                 # Another program's leftovers on our own device go too; elsewhere never anything but our own.
-                protocol=0 if not put and device in self._expectation.scope.devices else rtnl.ROUTE_PROTOCOL,
+                protocol=0 if not put and device in self._expectation.devices.values() else rtnl.ROUTE_PROTOCOL,
             )
         if isinstance(item, InterfaceAddress):
             return rtnl.encode_address(kind, flags, index, item.subnet)
