@@ -187,6 +187,26 @@ def test_our_own_changes_are_not_told(host: Netns) -> None:
     watch(host, steps)
 
 
+def test_ten_thousand_changes_of_our_own_are_not_told(host: Netns) -> None:
+    """Of those that the kernel does not mark as ours, all must find room until the event loop turns again."""
+    desired = dict(DESIRED)
+    for number in range(10_000):
+        mac = b"\x0e\x07" + number.to_bytes(4, "big")
+        remote = (0x0A630000 + number).to_bytes(4, "big")
+        for item in (
+            Neighbor("flannel.1", (0x0A030000 + number).to_bytes(4, "big"), mac),
+            FdbEntry("flannel.1", mac, remote),
+        ):
+            desired[item.key] = item
+
+    async def steps(watched: Watched) -> None:
+        await watched.settle(desired)
+        await watched.quiet()
+        assert not watched.told
+
+    watch(host, steps)
+
+
 def test_what_was_applied_since_the_observation_is_watched_too(host: Netns) -> None:
     route = Route(Subnet.parse("10.3.5.0/24"), "flannel.1", parse_address("10.3.5.0"), onlink=True)
 
@@ -264,7 +284,7 @@ def test_churn_elsewhere_is_not_even_copied_to_us(host: Netns, monkeypatch: pyte
 def test_the_kernel_takes_the_filter_of_many_networks() -> None:
     """Jumps of classic BPF reach 255 instructions; what skips a whole part must not need more."""
     networks = tuple(Subnet((10 << 24 | n << 16).to_bytes(4, "big"), 16) for n in range(100))
-    program = irrelevant({n: f"flannel.{n}" for n in range(1, 200)}, networks)
+    program = irrelevant(7, {n: f"flannel.{n}" for n in range(1, 200)}, networks)
     assert len(program) < 4096
     netlink = monitor_module.Netlink()
     try:

@@ -362,8 +362,11 @@ def test_failures_say_why_and_keep_nothing_else_back(host: Netns) -> None:
     lost = Neighbor("flannel.9", parse_address("10.3.4.0"), MAC)
     tun = Link("flannel0", "tun", 1472)
     rootless = Link("flannel.5", "vxlan", 1450, vxlan=Vxlan(5, 8472, parse_address("10.99.0.1"), "eth7"))
-    reasons = refused(host, state(*own(), far, far_v6, lost, tun, rootless, *peer(2)))
-    assert set(reasons) == {far.key, far_v6.key, lost.key, tun.key, rootless.key}
+    long = Link("flannel.16777215", "vxlan", 1450, vxlan=Vxlan(16777215, 8472, parse_address("10.99.0.1"), "eth0"))
+    scope = Scope((*SCOPE.devices, "flannel0", "flannel.5", long.name), SCOPE.networks)
+    reasons = refused(host, state(*own(), far, far_v6, lost, tun, rootless, long, *peer(2)), scope)
+    assert set(reasons) == {far.key, far_v6.key, lost.key, tun.key, rootless.key, long.key}
+    assert "at most 15 characters" in reasons[long.key]
     for route, gateway in ((far, "192.0.2.1"), (far_v6, "2001:db8::1")):
         assert f"gateway {gateway} is not on a network that is directly connected on eth0" in reasons[route.key]
         assert "\n" not in reasons[route.key]

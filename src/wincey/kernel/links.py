@@ -18,6 +18,8 @@ from wincey.kernel.rtnl import LinkMessage, VxlanMessage
 from wincey.model.address import format_mac
 from wincey.model.state import Link, Vxlan
 
+_NAME_SIZE = 15  # IFNAMSIZ without its final zero
+
 
 class LinkRefused(Exception):
     """A link can't be put; the text says why."""
@@ -28,9 +30,9 @@ def read_link(netlink: Netlink, name: str) -> LinkMessage | None:
     try:
         _, data, start, end = netlink.request(rtnl.get_link(name))
     except NetlinkError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
+        if error.errno not in (errno.ENODEV, errno.ERANGE):  # not there; longer than a name can be
+            raise
+        return None
     return rtnl.decode_link(data, start, end)
 
 
@@ -50,6 +52,8 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> str:
 
     Returns "" or, when what was on the device may be gone with the change, what happened to it.
     """
+    if len(wanted.name) > _NAME_SIZE:
+        raise LinkRefused(f"device names have at most {_NAME_SIZE} characters: choose a smaller VNI")
     found = read_link(netlink, wanted.name)
     if found and found.kind != wanted.kind:
         raise LinkRefused(

@@ -177,9 +177,9 @@ class Monitor:
         self._own_port = own_port
         self._changed: Callback | None = None
         self._host_changed: Callback | None = None
-        self._netlink = Netlink(_GROUPS)
         self._filter: list[tuple[int, int, int, int]] = []
         self._loop = asyncio.get_running_loop()
+        self._netlink = Netlink(_GROUPS)
         self._loop.add_reader(self._netlink.fileno(), self._read)
 
     def on_change(self, changed: Callback) -> None:
@@ -192,7 +192,8 @@ class Monitor:
 
     def refine(self) -> None:
         """Have the kernel drop what can't concern the expectation as it now is."""
-        program = irrelevant(self._expectation.devices, self._expectation.scope.networks)
+        expectation = self._expectation
+        program = irrelevant(self._own_port, expectation.devices, expectation.scope.networks)
         if program != self._filter:
             self._filter = program
             self._netlink.attach_filter(program)
@@ -228,12 +229,14 @@ class Monitor:
 # Classic BPF, as far as needed (linux/filter.h). The program loads words in network byte order.
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _AND, _JUMP, _JUMP_EQUAL, _RETURN = 0x54, 0x05, 0x15, 0x06
-_KIND, _FAMILY, _NEIGHBOR_INDEX, _ATTRIBUTE, _DESTINATION = 4, 16, 20, 36, 40
+_KIND, _PORT, _FAMILY, _NEIGHBOR_INDEX, _ATTRIBUTE, _DESTINATION = 4, 12, 16, 20, 36, 40
 _RTA_DST = 1
 
 
-def irrelevant(devices: Mapping[int, str], networks: tuple[Subnet, ...]) -> list[tuple[int, int, int, int]]:
-    """A program that drops neighbors of other devices, and routes to outside the networks.
+def irrelevant(
+    own_port: int, devices: Mapping[int, str], networks: tuple[Subnet, ...]
+) -> list[tuple[int, int, int, int]]:
+    """A program that drops what we did ourselves, neighbors of other devices, and routes to outside the networks.
 
     A notification is one message. A route's starts with its table (8 bytes) and goes on with its destination; one that is
     laid out otherwise is kept.
@@ -261,7 +264,7 @@ def irrelevant(devices: Mapping[int, str], networks: tuple[Subnet, ...]) -> list
         destinations += [(_LOAD_WORD, 0, 0, _DESTINATION), (_AND, 0, 0, mask), unless(first, 1), keep]
     destinations.append(drop)
 
-    program = [(_LOAD_HALF, 0, 0, _KIND)]
+    program = [(_LOAD_WORD, 0, 0, _PORT), unless(socket.htonl(own_port), 1), drop, (_LOAD_HALF, 0, 0, _KIND)]
     for kinds, part in (
         ((rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH), neighbors),
         ((rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE), destinations),
