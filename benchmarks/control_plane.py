@@ -121,7 +121,7 @@ class Daemon:
         address = scratch / "notify"
         address.unlink(missing_ok=True)
         self.notify.bind(str(address))
-        self.notify.settimeout(180)
+        self.notify.settimeout(1)
         self.log = (scratch / "log").open("wb")
         self.backend = backend
         argv = [*command, f"--etcd-endpoints={ETCD}", f"--etcd-prefix={PREFIX}", "--iface=eth0"]
@@ -131,8 +131,13 @@ class Daemon:
 
     def ready(self, count: int) -> float:
         """Seconds until READY=1 and every route is there."""
-        while b"READY=1" not in self.notify.recv(4096):
-            pass
+        while True:
+            try:
+                if b"READY=1" in self.notify.recv(4096):
+                    break
+            except TimeoutError:
+                if self.process.poll() is not None:
+                    raise SystemExit(f"the daemon ended with {self.process.returncode}: {self.log.name}") from None
         deadline = self.started + 180
         while routes() < count:
             if time.perf_counter() > deadline:

@@ -117,10 +117,14 @@ class Network:
     async def run(self) -> None:
         """Live until cancelled. Raises WinceyError when the host can't join; later failures are waited out."""
         while True:
-            reason = await self._round()
+            reason = await self._follow(*await self._join())
             log.info("looking at everything anew: %s", reason)
 
-    async def _round(self) -> str:
+    async def _join(self) -> tuple[int, LeaseAttrs]:
+        """Get ready, get a lease, become what it says; returns the revision to follow from, and what we published.
+
+        The snapshots end here: 10,000 leases that nobody needs any more are many megabytes.
+        """
         snapshot = await self._patiently(self._registry.snapshot)
         prepared = await self._prepare(snapshot)
         await self._stake(prepared)
@@ -143,7 +147,7 @@ class Network:
         if claim := self._claim:  # what happened to it before the watch begins
             await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
         await self._become(prepared, acquired.snapshot)
-        return await self._follow(acquired.snapshot.revision, attrs)
+        return acquired.snapshot.revision, attrs
 
     def _held(self) -> tuple[Subnet, ...]:
         return self._lease.key.subnets if self._lease else ()

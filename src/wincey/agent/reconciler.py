@@ -90,11 +90,12 @@ class Reconciler:
 
     async def _audit(self, why: str | None) -> None:
         started = time.process_time()
-        planned = self.desired.take_changes()
-        expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
         actual: dict[Key, Object] = {}
         for driver in self._drivers:
             actual.update(await driver.observe(self.desired.objects, self.scope))
+        # Only now, as the plan may have changed while the drivers looked; the difference below covers it.
+        planned = self.desired.take_changes()
+        expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
         changes = diff(self.desired.objects, actual)
         if changes and self._audited:
             self._tell(changes, expected, actual, why)

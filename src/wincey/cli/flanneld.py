@@ -100,3 +100,7 @@ def _daemon_options(options: Options) -> DaemonOptions:
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
         audit=max(60.0, options.iptables_resync),
     )
+
+
+if __name__ == "__main__":
+    main()

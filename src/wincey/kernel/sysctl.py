@@ -23,7 +23,7 @@ class SysctlDriver:
     handles: tuple[type[Object], ...] = (Sysctl,)
 
     async def observe(self, desired: Desired, scope: Scope) -> dict[Key, Object]:
-        """See kernel.driver.Driver. An optional setting that this kernel doesn't have counts as fulfilled."""
+        """See kernel.driver.Driver. An optional setting that this kernel doesn't have at all counts as fulfilled."""
         found: dict[Key, Object] = {}
         for key, setting in desired.items():
             if not isinstance(setting, Sysctl):
@@ -31,7 +31,7 @@ class SysctlDriver:
             value = read(setting.path)
             if value is not None:
                 found[key] = Sysctl(setting.path, value, setting.optional)
-            elif setting.optional:
+            elif setting.optional and not _possible(setting.path):
                 found[key] = setting
         return found
 
@@ -53,6 +53,12 @@ def read(path: str) -> str | None:
         return " ".join((_ROOT / path).read_text(encoding="ascii").split())
     except OSError:
         return None
+
+
+def _possible(path: str) -> bool:
+    """Whether an absent setting may yet appear: with the device it is of, unless its whole subtree isn't there (IPv6 off)."""
+    family, per_device, _ = path.partition("/conf/")
+    return bool(per_device) and (_ROOT / family).is_dir()
 
 
 def bridge_netfilter_note() -> str | None:
