@@ -125,8 +125,7 @@ class Network:
 
         The snapshots end here: 10,000 leases that nobody needs any more are many megabytes.
         """
-        snapshot = await self._patiently(self._registry.snapshot)
-        prepared = await self._prepare(snapshot)
+        prepared, snapshot = await self._prepare()
         await self._stake(prepared)
         attrs = prepared.backend.attrs()
         previous = [*self._held(), *(subnet.masked() for subnet in self._previous.subnets)]
@@ -138,6 +137,7 @@ class Network:
                 attrs=attrs,
                 previous=previous,
                 rng=self._rng,
+                snapshot=snapshot,
             )
         )
         if self._lease is None or acquired.lease.key != self._lease.key:
@@ -168,9 +168,12 @@ class Network:
                     self._on_ready(str(error))
                 await asyncio.sleep(min(5.0, retry_in(failures, self._rng)))
 
-    async def _prepare(self, snapshot: Snapshot) -> _Prepared:
-        raw, told = snapshot.config, ""
+    async def _prepare(self) -> tuple[_Prepared, Snapshot]:
+        """Wait for a config that works; one that doesn't is passed over where an earlier one is in force."""
+        told = ""
         while True:
+            snapshot = await self._patiently(self._registry.snapshot)
+            raw = snapshot.config
             try:
                 if raw is None:
                     raise BadConfig(
@@ -178,13 +181,13 @@ class Network:
                         ' {"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}'
                     )
                 self._prepared = self._consider(raw, snapshot)
-                return self._prepared
+                return self._prepared, snapshot
             except (BadConfig, NotJoinable) as error:
                 if self._prepared:
                     log.error("%s; going on with what was in force before", error)
                     # Remember what was refused, or its presence would look like a change for ever.
                     self._prepared.raw = raw or b""
-                    return self._prepared
+                    return self._prepared, snapshot
                 if isinstance(error, (UnknownBackend, NotJoinable)):
                     raise
                 if str(error) != told:
@@ -192,8 +195,6 @@ class Network:
                     log.error("%s; waiting for a config that works", error)
                     self._on_ready(told)
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
-            snapshot = await self._patiently(self._registry.snapshot)
-            raw = snapshot.config
 
     def _consider(self, raw: bytes, snapshot: Snapshot) -> _Prepared:
         config = NetworkConfig.parse(raw)

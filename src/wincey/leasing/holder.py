@@ -37,15 +37,16 @@ async def acquire(
     attrs: LeaseAttrs,
     previous: Sequence[Subnet],
     rng: random.Random,
+    snapshot: Snapshot | None = None,
 ) -> Acquired:
     """Get a lease that nobody else has, however many hosts want one at once.
 
-    An unchanged lease of ours is only renewed, which wakes no watcher of the cluster. Raises OutOfSubnets, StoreError.
+    snapshot: a recent one, to begin with. An unchanged lease of ours is only renewed, which wakes no watcher of the cluster. Raises OutOfSubnets, StoreError.
     """
     rounds = 0
     while True:
         rounds += 1
-        snapshot = await registry.snapshot()
+        snapshot = snapshot or await registry.snapshot()
         garbled = _garbled(snapshot)
         mine = next(
             (bad for key, bad in garbled.items() if set(key.subnets) <= set(previous) and config.allows(key)), None
@@ -70,11 +71,14 @@ async def acquire(
         except (KeyExists, KeyConflict):
             # Another host was faster. The pause grows with the rounds, so that a stampede thins out.
             await asyncio.sleep(rng.uniform(0, min(1.0, 0.02 * rounds)))
+            snapshot = None
             continue
-        snapshot = await registry.snapshot()
+        if decision.take:
+            snapshot = await registry.snapshot()  # who else created what at the same time
         if older := losers(lease, snapshot.leases.values(), identity):
             log.warning("subnet %s overlaps the older lease %s; taking another", lease.key, older[0].key)
             await _release(registry, lease)
+            snapshot = None
             continue
         for stale in decision.drop:
             log.info("releasing our lease %s, which does not fit the network config any more", stale.key)
