@@ -32,7 +32,7 @@ from wincey.store.kv import Change, Entry, Listing, OutageCallback
 
 T = TypeVar("T")
 
-_PAGE = 10_000  # entries of one answer: about 3 MB of JSON; later pages are read at the revision of the first
+_PAGE = 1000  # entries of one answer, so that the memory that its JSON takes stays small; later pages are of the first one's revision
 _PROBE_DEADLINE = 5.0
 _TIDY_DEADLINE = 2.0  # for revoking a lease that expires anyway
 _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
@@ -157,13 +157,12 @@ class Etcd3Store:
             await self._retire(gone.lease)
         return deleted
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[list[Change]]:
+    def watch(self, prefix: str, after: int) -> AsyncIterator[list[Change]]:
         cursor = _Cursor(after)
         known = self._newest.get(prefix)
         if known and known.revision == after:
             cursor = msgspec.structs.replace(known)
-        async for changes in self._endpoints.follow(partial(self._follow, prefix, cursor)):
-            yield changes
+        return self._endpoints.follow(partial(self._follow, prefix, cursor))
 
     def on_outage(self, callback: OutageCallback) -> None:
         self._endpoints.outage = callback

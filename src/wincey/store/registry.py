@@ -78,7 +78,9 @@ class Registry:
         """Read everything once; watch from its revision."""
         listing = await self.store.read_all(self.prefix + "/")
         snapshot = Snapshot(None, {}, {}, {}, listing.revision)
-        for entry in listing.entries:
+        listing.entries.reverse()
+        while listing.entries:  # each goes as soon as it is read: both forms of 10,000 leases at once are many megabytes
+            entry = listing.entries.pop()
             update = self._read(entry.key, entry)
             if update is None:
                 continue
