@@ -13,6 +13,7 @@ import pytest
 
 from support.certs import Authority
 from support.etcd import free_ports
+from support.tls_listener import tls_listener
 from wincey.http.client import HttpClient
 from wincey.model.errors import HistoryLost, StoreDenied, StoreUnavailable, UsageError
 from wincey.store.endpoints import Endpoints, parse_endpoints, pauses, tls_context
@@ -224,8 +225,6 @@ async def test_a_refused_certificate_ends_a_watch_and_a_call(tmp_path: Path) -> 
     authority = Authority(tmp_path / "a")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*authority.issue("server"))
-    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0, ssl=context)
-    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     async def call(client: HttpClient, _uncertain: bool) -> None:
         await client.request("GET", "/")
@@ -234,10 +233,9 @@ async def test_a_refused_certificate_ends_a_watch_and_a_call(tmp_path: Path) -> 
         await client.request("GET", "/")
         yield []
 
-    async with endpoints(url) as some:
-        with pytest.raises(StoreDenied, match="certificate is not accepted"):
-            await some.call(call)
-        with pytest.raises(StoreDenied, match="certificate is not accepted"):
-            await anext(aiter(some.follow(watch)))
-    server.close()
-    await server.wait_closed()
+    with tls_listener(context) as url:
+        async with endpoints(url) as some:
+            with pytest.raises(StoreDenied, match="certificate is not accepted"):
+                await some.call(call)
+            with pytest.raises(StoreDenied, match="certificate is not accepted"):
+                await anext(aiter(some.follow(watch)))

@@ -83,15 +83,20 @@ async def test_a_server_that_knows_no_refresh_gets_the_value_again(store: Etcd2S
     ],
 )
 async def test_who_knows_refresh(version: bytes, refreshes: bool) -> None:
+    left = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (len(version), version))
-        writer.close()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(version), version))
+        await reader.read()  # until the client leaves
+        writer.transport.abort()
+        left.set()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     store = Etcd2Store([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
     assert await store._refreshes() is refreshes
     await store.close()
+    await left.wait()
     server.close()
     await server.wait_closed()
 

@@ -12,6 +12,7 @@ import pytest
 
 from support.certs import Authority
 from support.stores import eventually
+from support.tls_listener import tls_listener
 from wincey.http.client import ConnectFailed, HttpClient, Interrupted, Origin, TlsFailed
 from wincey.store.endpoints import tls_context
 
@@ -427,11 +428,12 @@ async def test_tls_with_a_client_certificate(authority: Authority) -> None:
 
 
 async def test_a_server_that_our_ca_does_not_vouch_for(authority: Authority, tmp_path: Path) -> None:
-    context = server_context(authority, client_certificates=False)
     stranger = ssl.create_default_context(cafile=str(Authority(tmp_path / "other").ca))
-    async with serving(always_ok, client_tls=stranger, server_tls=context) as (_, client):
+    with tls_listener(server_context(authority, client_certificates=False)) as url:
+        client = HttpClient(url, stranger)
         with pytest.raises(TlsFailed, match="the server's certificate is not accepted"):
             await client.request("GET", "/")
+        await client.close()
 
 
 async def test_tls_to_a_server_that_speaks_none(authority: Authority) -> None:

@@ -186,10 +186,8 @@ class Etcd2Store:
 
         return await self._endpoints.call(attempt, self._deadline)
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[list[Change]]:
-        cursor = [after]
-        async for changes in self._endpoints.follow(partial(self._follow, prefix, cursor)):
-            yield changes
+    def watch(self, prefix: str, after: int) -> AsyncIterator[list[Change]]:
+        return self._endpoints.follow(partial(self._follow, prefix, [after]))
 
     def on_outage(self, callback: OutageCallback) -> None:
         self._endpoints.outage = callback
