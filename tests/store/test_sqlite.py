@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stores import Watching, eventually, watching
+from support.stores import Watching, eventually, open_files, watching
 from wincey.model.errors import HistoryLost, KeyConflict, StoreError, StoreUnavailable
 from wincey.store import sqlite, sqlite_tables
 from wincey.store.kv import Change
@@ -197,8 +197,14 @@ async def test_a_file_locked_for_good_is_unavailable(store: SqliteStore, path: P
     await store.get("/a")
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
+    call = asyncio.create_task(store.create("/a", b"1", None))
+    turns = 0
+    while not call.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 5, "the loop was kept from running"
     with pytest.raises(StoreUnavailable, match=f"locked for 0.5 s; `fuser -v {path}`"):
-        await store.create("/a", b"1", None)
+        await call
     db.execute("ROLLBACK")
     db.close()
     await store.create("/a", b"1", None)
@@ -349,6 +355,30 @@ async def test_a_file_moved_over_ours_is_taken_up(store: SqliteStore, path: Path
     assert (await store.read_all("/")).entries == [entry]
 
 
+async def test_a_copy_that_went_another_way_is_not_taken_for_ours(
+    store: SqliteStore, path: Path, tmp_path: Path
+) -> None:
+    """Its revisions pass the watch's cursor, but those before were other changes."""
+    entry = await store.create("/a", b"1", None)
+    await store.close()
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    ours = SqliteStore(str(path))
+    watch = Watching(ours, "/", entry.revision)
+    await ours.create("/ours", b"1", None)
+    await watch.until(1)
+    theirs = SqliteStore(str(copy))
+    await theirs.create("/theirs", b"1", None)
+    await theirs.create("/theirs too", b"1", None)
+    await theirs.close()
+    for companion in ("-wal", "-shm"):
+        path.with_name(path.name + companion).unlink()
+    copy.rename(path)
+    assert isinstance(await watch.end(), HistoryLost)
+    assert [entry.key for entry in (await ours.read_all("/")).entries] == ["/a", "/theirs", "/theirs too"]
+    await ours.close()
+
+
 async def test_a_cursor_of_an_older_file_is_out_of_range(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +489,25 @@ async def test_a_full_disk_is_said_to_be_and_got_over(store: SqliteStore) -> Non
     async with watching(store, "/", entry.revision) as watch:
         assert (await watch.until(1))[0] == Change("/a", None)
     await store.create("/big", bytes(100_000), None)
+
+
+async def test_closing_ends_a_quiet_watch(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_POLL", 3600.0)
+    watch = Watching(store, "/", (await store.read_all("/")).revision)
+    await asyncio.sleep(0.05)
+    await store.close()
+    assert isinstance(await watch.end(), StoreUnavailable)
+
+
+async def test_the_last_watch_to_end_gives_back_the_inotify_instance(store: SqliteStore) -> None:
+    entry = await store.create("/a", b"1", None)
+    files = open_files()
+    async with watching(store, "/", entry.revision - 1) as first, watching(store, "/", entry.revision - 1) as second:
+        await first.until(1)
+        await second.until(1)
+        await asyncio.sleep(0.05)
+        assert open_files() == files + 1, "one for both"
+    assert open_files() == files
 
 
 async def test_closing_twice_is_no_fault_and_wakes_a_watch_in_an_outage(store: SqliteStore, path: Path) -> None:
