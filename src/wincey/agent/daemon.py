@@ -20,8 +20,7 @@ from wincey.agent.desired import DesiredState
 from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
-from wincey.agent.network import Network, Settings
-from wincey.agent.planner import Policy
+from wincey.agent.network import Network, Settings, no_config
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.kernel.driver import Driver
@@ -85,7 +84,7 @@ async def serve(options: DaemonOptions) -> None:
 
 
 async def _live(options: DaemonOptions, health: Health) -> None:
-    rng = random.Random()
+    rng = random.Random()  # noqa: S311  # jitter and the choice of a subnet, no secrets
     state = State(options.settings.subnet_file, rng)
     rules = TrafficRulesDriver(_suffix(options.settings.subnet_file), _previous(options.settings.subnet_file))
     links = RtnetlinkDriver()
@@ -133,10 +132,15 @@ async def _open_store(options: DaemonOptions, health: Health, rng: random.Random
     while True:
         try:
             store = await open_store(options.store, options.prefix)
-            if options.store.api != "auto" or await Registry(store, options.prefix).config() is not None:
+            registry = Registry(store, options.prefix)
+            if (
+                options.store.store.startswith("sqlite:")
+                or options.store.api != "auto"
+                or await registry.config() is not None
+            ):
                 return store
             await store.close()
-            reason = f"there is no network config below {options.prefix} yet"
+            reason = no_config(registry.config_key)
         except StoreError as error:
             reason = str(error)
         if reason != told:
@@ -148,7 +152,7 @@ async def _open_store(options: DaemonOptions, health: Health, rng: random.Random
 
 async def clean_up(subnet_file: str) -> None:
     """Remove everything of ours from this host: devices, routes, rules, files. The lease stays until it expires."""
-    state = State(subnet_file, random.Random())
+    state = State(subnet_file, random.Random())  # noqa: S311  # as above
     rules = TrafficRulesDriver(_suffix(subnet_file), _previous(subnet_file))
     tunnel, links = TunnelDriver(state.directory), RtnetlinkDriver()
     networks = state.networks | set(read_env_file(subnet_file).networks)
@@ -162,7 +166,7 @@ async def clean_up(subnet_file: str) -> None:
         log.error("%s: %s", failure.object, failure.reason)
     if not failures:
         state.forget()
-        Path(subnet_file).unlink(missing_ok=True)
+        Path(subnet_file).unlink(missing_ok=True)  # noqa: ASYNC240  # nothing else runs at the end
         log.info("removed all of ours from this host; its lease stays in the store until it expires")
 
 

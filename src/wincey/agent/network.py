@@ -17,6 +17,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from wincey.agent.envfile import EnvFile, read_env_file, write_env_file
+from wincey.agent.once import Once
+from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
 from wincey.agent.planner import Planner, Policy
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
@@ -25,13 +27,13 @@ from wincey.backends.catalogue import make
 from wincey.backends.vxlan import published_macs
 from wincey.leasing.allocate import Identity
 from wincey.leasing.claims import Claim, Host
-from wincey.leasing.holder import Renewal, acquire
+from wincey.leasing.holder import Acquired, Renewal, acquire
 from wincey.leasing.timing import retry_in
-from wincey.model.address import Subnet, format_address
+from wincey.model.address import format_address
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import (
     BadConfig,
-    BadLease,
+    DuplicateHost,
     HistoryLost,
     NotJoinable,
     OutOfSubnets,
@@ -40,15 +42,24 @@ from wincey.model.errors import (
     UnknownBackend,
 )
 from wincey.model.lease import Lease, LeaseAttrs
-from wincey.model.state import InterfaceAddress, Link, RuleSet, Scope, Tunnel
-from wincey.store.registry import BadEntry, Registry, Snapshot, Update
+from wincey.model.state import InterfaceAddress, Link, Route, RuleSet, Scope, Tunnel
+from wincey.store.registry import Registry, Snapshot, Update
 
 log = logging.getLogger(__name__)
 
-LOCAL = ""
-"""The owner, in the desired state, of what exists for the host itself."""
-
 T = TypeVar("T")
+
+
+class _OutOfDate(Exception):
+    """What was prepared is not what the store says by now: prepare again."""
+
+
+def no_config(key: str) -> str:
+    """What is said while there is none."""
+    return (
+        f"there is no network config at {key}; put one there, such as"
+        ' {"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}'
+    )
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -72,6 +83,7 @@ class _Prepared(msgspec.Struct):
     config: NetworkConfig
     facts: HostFacts
     backend: Backend
+    awaits_host: bool = False  # there is another config, which this host can't follow as it is
 
     @property
     def identity(self) -> Identity:
@@ -100,14 +112,14 @@ class Network:
         self._choose_rules = choose_rules
         self._previous = read_env_file(settings.subnet_file)
         self._prepared: _Prepared | None = None
-        self._planner: Planner | None = None
         self._lease: Lease | None = None
         self._claim: Claim | None = None
         self._renewal: Renewal | None = None
+        self._again_in: float | None = None  # seconds after which to join again, when it was not possible as wanted
         self._written: EnvFile | None = None
         self._host_changed = asyncio.Event()
-        self._told: set[tuple[str, str]] = set()
-        self.bad: dict[str, BadEntry] = {}
+        self._once = Once()
+        self._peers = Peers(reconciler, self._once)
         registry.store.on_outage(self._on_outage)
 
     def host_changed(self) -> None:
@@ -117,8 +129,12 @@ class Network:
     async def run(self) -> None:
         """Live until cancelled. Raises WinceyError when the host can't join; later failures are waited out."""
         while True:
-            reason = await self._follow(*await self._join())
-            log.info("looking at everything anew: %s", reason)
+            try:
+                reason = await self._follow(*await self._join())
+            except _OutOfDate as out_of_date:
+                reason = str(out_of_date)
+            level = logging.INFO if self._again_in is None else logging.DEBUG
+            log.log(level, "looking at everything anew: %s", reason)
 
     async def _join(self) -> tuple[int, LeaseAttrs]:
         """Get ready, get a lease, become what it says; returns the revision to follow from, and what we published.
@@ -126,41 +142,67 @@ class Network:
         The snapshots end here: 10,000 leases that nobody needs any more are many megabytes.
         """
         prepared, snapshot = await self._prepare()
-        await self._stake(prepared)
+        # The data of all hosts were lost, not those of some who left: ours went with them.
+        lost = self._claim is not None and self._claim.key not in snapshot.claims
         attrs = prepared.backend.attrs()
-        previous = [*self._held(), *(subnet.masked() for subnet in self._previous.subnets)]
-        acquired = await self._patiently(
+        try:
+            await self._stake(prepared)
+            acquired = await self._acquire(prepared, attrs, snapshot)
+        except (DuplicateHost, OutOfSubnets) as error:
+            if self._lease is None:
+                raise
+            return self._stay(error, snapshot)
+        self._again_in = None
+        if self._lease is None or acquired.lease.key != self._lease.key:
+            rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
+            log.info("lease acquired: %s%s", acquired.lease.key, rounds)
+        self._lease = acquired.lease
+        if (acquired.snapshot.config or b"") != prepared.raw:
+            raise _OutOfDate("the network config changed meanwhile")
+        if claim := self._claim:  # what happened to it before the watch begins
+            await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
+        await self._become(prepared, acquired.snapshot, COME_BACK_AFTER_LOSS if lost else COMES_BACK)
+        return acquired.snapshot.revision, attrs
+
+    async def _acquire(self, prepared: _Prepared, attrs: LeaseAttrs, snapshot: Snapshot) -> Acquired:
+        held = self._lease
+        previous = [
+            *(held.key.subnets if held else ()),
+            *(subnet.masked() for subnet in self._previous.subnets),
+        ]
+        recent = [snapshot]  # for the first attempt: the later ones begin with what the earlier ones may have done
+        return await self._patiently(
             lambda: acquire(
                 self._registry,
                 config=prepared.config,
                 identity=prepared.identity,
                 attrs=attrs,
                 previous=previous,
+                held=held,
                 rng=self._rng,
-                snapshot=snapshot,
+                snapshot=recent.pop() if recent else None,
             )
         )
-        if self._lease is None or acquired.lease.key != self._lease.key:
-            rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
-            log.info("lease acquired: %s%s", acquired.lease.key, rounds)
-        self._lease = acquired.lease
-        if claim := self._claim:  # what happened to it before the watch begins
-            await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
-        await self._become(prepared, acquired.snapshot)
-        return acquired.snapshot.revision, attrs
 
-    def _held(self) -> tuple[Subnet, ...]:
-        return self._lease.key.subnets if self._lease else ()
+    def _stay(self, error: DuplicateHost | OutOfSubnets, snapshot: Snapshot) -> tuple[int, LeaseAttrs]:
+        """Go on as we are, among the peers that there are, where a running host can't have what it should by now."""
+        assert self._lease
+        self._once.warn("joining", f"{error}; going on as before with {self._lease.key}, and trying again")
+        if isinstance(error, OutOfSubnets):
+            self._on_ready(str(error))
+        # Each attempt at another host's address is one line in that host's log.
+        self._again_in = self._rng.uniform(5, 10) if isinstance(error, OutOfSubnets) else self._rng.uniform(60, 90)
+        self._peers.put_all(snapshot, COMES_BACK)
+        self._reconciler.apply_soon()
+        return snapshot.revision, self._lease.attrs
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Do it until the store answers. Without a lease there is nothing to keep alive, and OutOfSubnets is raised."""
+        """Do it until the store answers."""
         failures = 0
         while True:
             try:
                 return await call()
-            except (StoreError, OutOfSubnets) as error:
-                if isinstance(error, OutOfSubnets) and self._lease is None:
-                    raise
+            except StoreError as error:
                 failures += 1
                 level = logging.ERROR if failures in {1, 10} or failures % 60 == 0 else logging.DEBUG
                 log.log(level, "%s (attempt %d; trying on)", error, failures)
@@ -176,10 +218,7 @@ class Network:
             raw = snapshot.config
             try:
                 if raw is None:
-                    raise BadConfig(
-                        f"there is no network config at {self._registry.config_key}; put one there, such as"
-                        ' {"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}'
-                    )
+                    raise BadConfig(no_config(self._registry.config_key))
                 self._prepared = self._consider(raw, snapshot)
                 return self._prepared, snapshot
             except (BadConfig, NotJoinable) as error:
@@ -187,6 +226,8 @@ class Network:
                     log.error("%s; going on with what was in force before", error)
                     # Remember what was refused, or its presence would look like a change for ever.
                     self._prepared.raw = raw or b""
+                    # With the config it can be had again at the next change; with the host, at that of the host.
+                    self._prepared.awaits_host = isinstance(error, NotJoinable)
                     return self._prepared, snapshot
                 if isinstance(error, (UnknownBackend, NotJoinable)):
                     raise
@@ -199,7 +240,7 @@ class Network:
     def _consider(self, raw: bytes, snapshot: Snapshot) -> _Prepared:
         config = NetworkConfig.parse(raw)
         for warning in config.warnings:
-            self._tell_once(self._registry.config_key, warning)
+            self._once.warn(self._registry.config_key, warning)
         facts = self._look(config)
         identity = Identity(
             facts.public if config.enable_ipv4 else None, facts.public_v6 if config.enable_ipv6 else None
@@ -231,10 +272,10 @@ class Network:
         await self._patiently(stake)
         self._claim = claim
 
-    async def _become(self, prepared: _Prepared, snapshot: Snapshot) -> None:
-        """Make the host as config and leases say, then tell the world."""
+    async def _become(self, prepared: _Prepared, snapshot: Snapshot, patience: float) -> None:
+        """Make the host as config and leases say, then tell the world. patience: see Peers.put_all."""
         assert self._lease
-        self._planner = Planner(
+        self._peers.planner = Planner(
             config=prepared.config,
             host=prepared.facts,
             backend=prepared.backend,
@@ -243,17 +284,16 @@ class Network:
             policy=self._settings.policy,
         )
         desired = self._reconciler.desired
-        desired.put(LOCAL, self._planner.local())
-        for owner in [owner for owner in desired.owners if owner not in snapshot.leases and owner not in snapshot.bad]:
-            if owner != LOCAL:
-                desired.put(owner, ())
-        for key, lease in sorted(snapshot.leases.items(), key=lambda item: item[1].created):
-            self._put_peer(key, lease)
-        for bad in snapshot.bad.values():
-            self._put_bad(bad)
+        desired.put(LOCAL, self._peers.planner.local())
+        self._peers.put_all(snapshot, patience)
         self._remember(prepared)
         if any(isinstance(item, RuleSet) for item in desired.objects.values()):
-            await self._choose_rules(prepared.config)
+            try:
+                await self._choose_rules(prepared.config)
+            except NotJoinable as error:
+                if self._written is None:
+                    raise
+                log.error("%s; the traffic rules stay in the hands of the program that keeps them now", error)
         failures = await self._reconciler.settle()
         essential = [f for f in failures if isinstance(f.object, (Link, InterfaceAddress, Tunnel, RuleSet))]
         if essential and self._written is None:
@@ -271,7 +311,12 @@ class Network:
 
     def _forget_stale(self, prepared: _Prepared) -> None:
         self._state.devices = self._devices()
-        self._state.networks = set(prepared.config.networks)
+        # A network that we have left stays ours to keep in order while peers that have not are reached there.
+        routes = [item.destination for item in self._reconciler.desired.objects.values() if isinstance(item, Route)]
+        left = self._state.networks.difference(prepared.config.networks)
+        self._state.networks = {*prepared.config.networks} | {
+            network for network in left if any(network.contains(route) for route in routes)
+        }
         self._state.save()
         self._reconciler.scope = Scope(tuple(sorted(self._state.devices)), tuple(sorted(self._state.networks)))
 
@@ -291,10 +336,11 @@ class Network:
                 log.error("%s", reason)
                 self._on_ready(reason)
                 return
-            if self._written and self._written.subnets != env.subnets:
+            before = (self._written or self._previous).subnets
+            if before and before != env.subnets:
                 log.warning(
                     "the subnet of this host changed from %s to %s: restart the container runtime so that it follows",
-                    ", ".join(map(str, self._written.subnets)), ", ".join(map(str, env.subnets)),
+                    ", ".join(map(str, before)), ", ".join(map(str, env.subnets)),
                 )  # fmt: skip
             self._written = env
         self._on_ready(None)
@@ -308,6 +354,8 @@ class Network:
             self._watch_lease(self._renewal),
             self._watch_host(),
         ]
+        if self._again_in is not None:
+            coroutines.append(self._wait(self._again_in))
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -318,12 +366,17 @@ class Network:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._lease, self._renewal = self._renewal.lease, None
 
+    async def _wait(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "it may be possible to join now"
+
     async def _watch_lease(self, renewal: Renewal) -> str:
         await renewal.run()
         return f"our lease {renewal.lease.key} was lost"
 
     async def _watch_host(self) -> str:
         assert self._prepared
+        told = ""
         while True:
             await self._host_changed.wait()
             await asyncio.sleep(0.5)  # addresses mostly change in several steps
@@ -331,9 +384,12 @@ class Network:
             try:
                 facts = self._look(self._prepared.config)
             except NotJoinable as error:
-                self._tell_once("host", f"{error}; going on with what was in force before")
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("%s; going on with what was in force before", told)
                 continue
-            if facts != self._prepared.facts:
+            told = ""
+            if facts != self._prepared.facts or self._prepared.awaits_host:
                 return f"the interface or address of this host changed ({facts.underlay})"
 
     async def _watch_store(self, revision: int, attrs: LeaseAttrs) -> str:
@@ -354,7 +410,7 @@ class Network:
         assert self._lease
         assert self._prepared
         if update.what == "config":
-            return "the network config changed" if update.config != self._prepared.raw else None
+            return "the network config changed" if (update.config or b"") != self._prepared.raw else None
         if update.what == "claim":
             if self._claim and update.key == self._claim.key:
                 await self._claim.seen(update.claim)
@@ -362,13 +418,11 @@ class Network:
         if update.key == self._registry.lease_key(self._lease.key):
             return await self._take_in_own(update, attrs)
         if update.bad:
-            self._put_bad(update.bad)
+            self._peers.put_bad(update.bad)
         elif update.lease:
-            self.bad.pop(update.key, None)
-            self._put_peer(update.key, update.lease)
+            self._peers.put(update.key, update.lease)
         else:
-            self.bad.pop(update.key, None)
-            self._reconciler.desired.put(update.key, ())
+            self._peers.remove(update.key)
         return None
 
     async def _take_in_own(self, update: Update, attrs: LeaseAttrs) -> str | None:
@@ -399,27 +453,6 @@ class Network:
     def _identity(self) -> Identity:
         assert self._prepared
         return self._prepared.identity
-
-    def _put_peer(self, key: str, lease: Lease) -> None:
-        assert self._planner
-        try:
-            objects = self._planner.peer(lease)
-        except BadLease as error:
-            self._tell_once(key, str(error))
-            objects = []
-        self._reconciler.desired.put(key, objects)
-
-    def _put_bad(self, bad: BadEntry) -> None:
-        # What a host had published before its value became unreadable stays in force: it is the best that we know.
-        self.bad[bad.key] = bad
-        self._tell_once(bad.key, bad.reason)
-
-    def _tell_once(self, about: str, what: str) -> None:
-        if (about, what) not in self._told:
-            if len(self._told) > 1000:
-                self._told.clear()
-            self._told.add((about, what))
-            log.warning("%s: %s", about, what)
 
     def _on_outage(self, reason: str | None) -> None:
         if reason:

@@ -39,7 +39,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._why: str | None = None
-        self._audited = False
+        self._settled = asyncio.Event()
         self._failed_audits = 0
         self._audit_cost = 0.0
         for driver in drivers:
@@ -61,7 +61,11 @@ class Reconciler:
             return list(self.failures.values())
 
     async def run(self) -> None:
-        """Keep the host as desired, for ever."""
+        """Keep the host as desired, for ever, from the first `settle` on.
+
+        Before it nobody has said what is desired, and what an earlier run left behind carries packets.
+        """
+        await self._settled.wait()
         while True:
             retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else self._pause()
             try:
@@ -74,7 +78,7 @@ class Reconciler:
             self._wake.clear()
             why, self._why = self._why, None
             async with self._lock:
-                if why is not None or not self._audited:
+                if why is not None:
                     await self._audit(why)
                 else:
                     await self._apply(self.desired.take_changes())
@@ -97,12 +101,12 @@ class Reconciler:
         planned = self.desired.take_changes()
         expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
         changes = diff(self.desired.objects, actual)
-        if changes and self._audited:
+        if changes and self._settled.is_set():
             self._tell(changes, expected, actual, why)
         self._audit_cost = time.process_time() - started
         self.failures.clear()
         await self._apply(changes)
-        self._audited = True
+        self._settled.set()
         self._failed_audits = self._failed_audits + 1 if self.failures else 0
 
     def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:

@@ -47,14 +47,19 @@ def decide(
     *,
     previous: Sequence[Subnet],
     blocked: Sequence[Subnet] = (),
+    held: Lease | None = None,
     rng: random.Random,
 ) -> Decision:
     """Decide which lease to hold; raises OutOfSubnets.
 
     previous: the subnets this host had (an earlier subnet.env). blocked: subnets whose key is there with a value that
-    nobody can read: somebody may live there.
+    nobody can read: somebody may live there. held: the lease that this host has; it stays ours when our address changes.
     """
-    own = [lease for lease in leases if identity.owns(lease.attrs)]
+
+    def is_own(lease: Lease) -> bool:
+        return identity.owns(lease.attrs) or bool(held and (lease.key, lease.attrs) == (held.key, held.attrs))
+
+    own = [lease for lease in leases if is_own(lease)]
     usable = [lease for lease in own if config.allows(lease.key)]
     # A reservation that does not fit the config is an administrator's mistake to mend, not ours to delete.
     unusable = tuple(lease for lease in own if not config.allows(lease.key) and not lease.permanent)
@@ -64,7 +69,7 @@ def decide(
         )
         return Decision(best, None, unusable)
 
-    others = [lease for lease in leases if not identity.owns(lease.attrs)]
+    others = [lease for lease in leases if not is_own(lease)]
     wanted = [subnet for lease in own for subnet in lease.key.subnets] + list(previous)
     v4 = v6 = None
     if config.enable_ipv4:

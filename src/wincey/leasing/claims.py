@@ -93,7 +93,12 @@ class Claim:
                 )
 
     async def seen(self, entry: Entry | None) -> None:
-        """The claim changed in the store: put ours back if another host overwrote it, or if it is gone."""
+        """The claim changed in the store: put ours back if another host overwrote it, or if it is gone.
+
+        A claim that has expired, a day after it was staked, is one that is gone.
+        """
+        if entry and self._entry and entry.revision < self._entry.revision:
+            return  # as it was before we wrote it
         if entry and (other := Host.decode(entry.value)).instance == self._me.instance:
             self._entry = entry
             return
@@ -101,20 +106,13 @@ class Claim:
             with contextlib.suppress(KeyExists):  # its change is on the way to us
                 self._entry = await self._store.create(self._key, self._me.encode(), TTL)
             return
-        self._defended += 1
-        if self._defended > 20:
-            return  # two hosts that both believe to be first: said often enough
         log.error(
             "host %s tries to use our public address %s; it is refused while this host (%s) lives",
             other, self._key.rpartition("/")[2], self._me,
         )  # fmt: skip
+        # Two hosts that both believe to be first (the store was out of reach of one of them) put theirs back in turn: soon
+        # they do so once a second. That is in time for a newcomer, which waits for longer.
+        await asyncio.sleep(min(1.0, 0.02 * self._defended))
+        self._defended += 1
         with contextlib.suppress(KeyConflict):  # its next change is on the way to us
             self._entry = await self._store.replace(entry, self._me.encode(), TTL)
-
-    async def renew(self) -> None:
-        """Start its time limit anew."""
-        if self._entry:
-            try:
-                self._entry = await self._store.refresh(self._entry, TTL)
-            except KeyConflict:
-                await self.seen(await self._store.get(self._key))

@@ -36,12 +36,14 @@ async def acquire(
     identity: Identity,
     attrs: LeaseAttrs,
     previous: Sequence[Subnet],
+    held: Lease | None = None,
     rng: random.Random,
     snapshot: Snapshot | None = None,
 ) -> Acquired:
     """Get a lease that nobody else has, however many hosts want one at once.
 
-    snapshot: a recent one, to begin with. An unchanged lease of ours is only renewed, which wakes no watcher of the cluster. Raises OutOfSubnets, StoreError.
+    held: the lease that this host has, if any. snapshot: a recent one, to begin with. An unchanged lease of ours is only
+    renewed, which wakes no watcher of the cluster. Raises OutOfSubnets, StoreError.
     """
     rounds = 0
     while True:
@@ -57,6 +59,7 @@ async def acquire(
             identity,
             previous=previous,
             blocked=[subnet for key in garbled for subnet in key.subnets],
+            held=held,
             rng=rng,
         )
         try:
@@ -134,15 +137,16 @@ class Renewal:
             pause = (
                 retry_in(failures, self._rng) if failures else renew_in(left, self._margin, self._rng) if left else None
             )
+            due = False
             try:
                 await asyncio.wait_for(self._kick.wait(), pause)
                 self._kick.clear()
             except TimeoutError:
-                pass
+                due = True
             lease = self.lease
             try:
                 left = await self._registry.time_left(lease)
-                if left is not None and left < TTL * 0.9:
+                if left is not None and (due or left < TTL * 0.9):
                     lease = await self._registry.renew(lease)
                     left = TTL
             except KeyConflict:

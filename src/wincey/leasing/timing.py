@@ -19,4 +19,4 @@ def renew_in(time_left: float, margin: float, rng: random.Random) -> float:
 
 def retry_in(failures: int, rng: random.Random) -> float:
     """Seconds until the next attempt after that many failures in a row (1 or more)."""
-    return min(RETRY_MOST, RETRY_FIRST * 2 ** min(failures - 1, 16)) * rng.uniform(0.5, 1.0)
+    return min(RETRY_MOST, RETRY_FIRST * 2.0 ** min(failures - 1, 16)) * rng.uniform(0.5, 1.0)

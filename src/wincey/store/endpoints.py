@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from typing import TypeVar
 
 from wincey.http.client import ConnectFailed, HttpClient, HttpError, TlsFailed
-from wincey.model.errors import HistoryLost, StoreDenied, StoreError, StoreUnavailable, UsageError
+from wincey.model.errors import BadOption, HistoryLost, StoreDenied, StoreError, StoreUnavailable, UsageError
 from wincey.store.kv import OutageCallback
 
 T = TypeVar("T")
@@ -98,6 +99,14 @@ def _readable(flag: str, path: str) -> None:
         raise UsageError(f"{flag} {path}: {error.strerror}") from None
 
 
+def _client(url: str, tls: ssl.SSLContext | None, connect_timeout: float) -> HttpClient:
+    try:
+        return HttpClient(url, tls, connect_timeout=connect_timeout)
+    except ValueError as error:
+        shown = re.sub(r"//[^/]*@", "//***@", url)  # perhaps with a password, which has flags of its own
+        raise BadOption(f"--etcd-endpoints: {shown}: {error}") from None
+
+
 class Endpoints:
     """The clients of a store's endpoints, the one to ask first in front.
 
@@ -114,7 +123,7 @@ class Endpoints:
     ) -> None:
         self.random = random
         self.outage: OutageCallback = lambda _reason: None
-        self._clients = [HttpClient(url, tls, connect_timeout=connect_timeout) for url in urls]
+        self._clients = [_client(url, tls, connect_timeout) for url in urls]
         self._closed = False
 
     def __str__(self) -> str:
