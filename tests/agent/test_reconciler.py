@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from support.memory_kernel import MemoryKernel
 
+from support.memory_kernel import MemoryKernel
 from wincey.agent.desired import DesiredState
 from wincey.agent.reconciler import Reconciler
 from wincey.model.address import Subnet

@@ -200,7 +200,7 @@ def test_host_gw():
         Route(net("10.3.2.0/24"), "eth0", gateway=ip("10.99.0.2")),
         Route(net("fd00:3:0:2::/64"), "eth0", gateway=ip("fd00:99::2")),
     ]
-    with pytest.raises(NotJoinable, match="203.0.113.9"):
+    with pytest.raises(NotJoinable, match=r"203\.0\.113\.9"):
         make(config("host-gw"), facts(public=ip("203.0.113.9")))
 
 
@@ -223,11 +223,13 @@ def test_unknown_backend(kind, words):
         make(config(kind), facts())
 
 
-def planner(backend, own=OWN, policy=Policy(), **changes):
+def planner(backend, own=OWN, policy=None, **changes):
     parsed = config(backend, **changes)
     host = facts()
     identity = Identity(host.public, host.public_v6)
-    return Planner(config=parsed, host=host, backend=make(parsed, host), identity=identity, own=own, policy=policy)
+    return Planner(
+        config=parsed, host=host, backend=make(parsed, host), identity=identity, own=own, policy=policy or Policy()
+    )
 
 
 def test_own_leases_are_no_peers():

@@ -4,10 +4,10 @@ import signal
 import time
 
 import pytest
+
 from support.keys import delete, get, lease_key, put, wait_until
 from support.traffic import ContinuousPing
 from support.traffic import ping as reach
-
 from wincey.lab.plan import PREFIX
 
 BACKENDS = ["vxlan", "host-gw", "udp"]

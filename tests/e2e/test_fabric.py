@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from support.traffic import ping, transfer
 
 STORES = ["sqlite", pytest.param("etcd3", marks=pytest.mark.etcd), pytest.param("etcd2", marks=pytest.mark.etcd)]

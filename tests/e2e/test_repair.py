@@ -6,9 +6,9 @@ import signal
 import time
 
 import pytest
+
 from support.keys import wait_until
 from support.traffic import ping
-
 from wincey.lab.node import own_flanneld
 
 

@@ -79,7 +79,8 @@ class Registry:
         listing = await self.store.read_all(self.prefix + "/")
         snapshot = Snapshot(None, {}, {}, {}, listing.revision)
         listing.entries.reverse()
-        while listing.entries:  # each goes as soon as it is read: both forms of 10,000 leases at once are many megabytes
+        # Each goes as soon as it is read: both forms of 10,000 leases at once are many megabytes.
+        while listing.entries:
             entry = listing.entries.pop()
             update = self._read(entry.key, entry)
             if update is None:
