@@ -318,7 +318,7 @@ async def test_failures_say_why(host):
 
 
 async def test_a_device_in_other_hands_is_told(host):
-    proxy = Path(__file__).with_name("one_packet_proxy.py")
+    proxy = Path(__file__).parents[1] / "support" / "flannel_proxy.py"
     with host.started(sys.executable, str(proxy), "flannel0", host.local, "8285") as process:
         assert process.stdout.readline() == "ready\n"
         failures = await host.apply(host.objects())

@@ -12,7 +12,7 @@ from wincey.tunnel.packet import checksum, fault
 
 pytestmark = pytest.mark.root
 
-PROXY = Path(__file__).with_name("one_packet_proxy.py")
+PROXY = Path(__file__).parents[1] / "support" / "flannel_proxy.py"
 
 SEND = """
 import hashlib, os, socket
