@@ -251,7 +251,10 @@ class Network:
                 # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
                 self._state.macs.update(macs)
                 self._state.devices.update(macs)
-        return _Prepared(raw, config, facts, make(config, facts))
+        backend = make(config, facts)
+        for warning in config.backend.unknown_keys(("Type", *backend.keys)):
+            self._once.warn(self._registry.config_key, warning)
+        return _Prepared(raw, config, facts, backend)
 
     async def _stake(self, prepared: _Prepared) -> None:
         address = prepared.identity.public_ip or prepared.identity.public_ipv6

@@ -14,6 +14,7 @@ class AllocBackend:
     """Nothing but a lease."""
 
     type: ClassVar[str] = "alloc"
+    keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         self._config, self._host = config, host

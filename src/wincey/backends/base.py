@@ -43,6 +43,9 @@ class Backend(Protocol):
     type: ClassVar[str]
     """The name in config and leases."""
 
+    keys: ClassVar[tuple[str, ...]]
+    """The keys that it reads from the config's Backend, besides Type."""
+
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         """Raises BadConfig for a wrong key of the backend's, NotJoinable for what this host lacks."""
 

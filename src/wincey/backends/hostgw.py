@@ -16,6 +16,7 @@ class HostGwBackend:
     """Routes only; nothing is encapsulated and there is no device of ours."""
 
     type: ClassVar[str] = "host-gw"
+    keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         self._config, self._host = config, host

@@ -25,6 +25,7 @@ class UdpBackend:
     """The userspace tunnel."""
 
     type: ClassVar[str] = "udp"
+    keys: ClassVar[tuple[str, ...]] = ("Port",)
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         if not config.enable_ipv4 or config.enable_ipv6:

@@ -66,11 +66,22 @@ class VxlanBackend:
     """vxlan in the kernel."""
 
     type: ClassVar[str] = "vxlan"
+    keys: ClassVar[tuple[str, ...]] = (
+        "VNI",
+        "Port",
+        "GBP",
+        "Learning",
+        "DirectRouting",
+        "MTU",
+        "MacPrefix",
+        "TxChecksumOffload",
+    )
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         options = config.backend
         self._config, self._host = config, host
-        self.vni = options.integer("VNI", 1, minimum=0, maximum=0xFFFFFF)
+        # The wire has room for 24 bits, a device's name for 15 characters.
+        self.vni = options.integer("VNI", 1, minimum=0, maximum=9_999 if config.enable_ipv6 else 9_999_999)
         self.port = options.integer("Port", 0, minimum=0, maximum=65535) or PORT
         self._gbp = options.boolean("GBP", default=False)
         self._learning = options.boolean("Learning", default=False)

@@ -14,7 +14,7 @@ from wincey.store.endpoints import NoSuchApi, tls_context
 from wincey.store.etcd2 import Etcd2Store
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.kv import KeyValueStore
-from wincey.store.open import StoreOptions
+from wincey.store.options import StoreOptions
 
 log = logging.getLogger("wincey.store")
 

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
-
 from wincey.model.errors import UsageError
 from wincey.store.kv import KeyValueStore
+from wincey.store.options import StoreOptions
 
-
-class StoreOptions(msgspec.Struct):
-    """What the command line says about the store. store: "" or `etcd`, or `sqlite:PATH`; the rest is for etcd."""
-
-    store: str = ""
-    api: Literal["auto", "v3", "v2"] = "auto"
-    endpoints: list[str] = msgspec.field(default_factory=lambda: ["http://127.0.0.1:4001", "http://127.0.0.1:2379"])
-    keyfile: str = ""
-    certfile: str = ""
-    cafile: str = ""
-    username: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"StoreOptions(store={self.store!r}, api={self.api!r}, endpoints={self.endpoints!r})"  # no secrets
+__all__ = ["StoreOptions", "open_store"]
 
 
 async def open_store(options: StoreOptions, prefix: str) -> KeyValueStore:
