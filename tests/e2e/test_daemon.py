@@ -10,9 +10,9 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+
 from support.flanneld import KLOG, ask, flanneld
 from support.keys import put, wait_until
-
 from wincey.lab.node import own_flanneld
 from wincey.lab.plan import PREFIX, network_config
 from wincey.lab.process import clean_environment
@@ -196,7 +196,7 @@ def test_systemd_is_told(host, log, tmp_path):
 def test_every_line_of_the_log_is_klogs(host, log):
     with flanneld(host, log, "-v=10") as daemon:
         daemon.says("lease acquired")
-        wait_until(lambda: host.subnet_file.exists())
+        wait_until(host.subnet_file.exists)
         assert daemon.stop() == 0
     lines = daemon.log.splitlines()
     assert len(lines) > 3

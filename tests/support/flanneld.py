@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support.keys import wait_until
-
 from wincey.lab.namespace import call_in
 from wincey.lab.node import own_flanneld
 from wincey.lab.process import clean_environment
@@ -89,3 +88,15 @@ def ask(host, path: str, port: int, address: str = "127.0.0.1") -> tuple[int, st
             connection.close()
 
     return call_in(host.netns, get)
+
+
+def sh(node, command: str) -> str:
+    """Run a shell command on a host; its output."""
+    done = node.exec(["sh", "-c", command])
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def log_of(host) -> str:
+    """All that a host's daemon has said."""
+    return "\n".join(host.log())
