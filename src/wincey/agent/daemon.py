@@ -100,7 +100,8 @@ async def _live(options: DaemonOptions, health: Health) -> None:
             if reason is None:
                 health.set_ready()
                 sdnotify.notify("READY=1")
-                _settle_memory()
+                # A moment later, when the join has let go of what it read.
+                asyncio.get_running_loop().call_later(1.0, _settle_memory)
             else:
                 health.set_not_ready(reason)
 
