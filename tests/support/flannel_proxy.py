@@ -79,7 +79,9 @@ class Proxy:
                     line = os.read(sys.stdin.fileno(), 1 << 16).decode()
                     if not line:
                         return
-                    for words in map(str.split, line.splitlines()):  # each line is one write into a pipe, so it is whole
+                    for words in map(
+                        str.split, line.splitlines()
+                    ):  # each line is one write into a pipe, so it is whole
                         getattr(self, words[0])(*words[1:])
 
     def inbound(self):

@@ -1,164 +1,259 @@
 """A stand-in for flannel on one host: an independent, deliberately simple daemon to test mixed clusters with.
 
-It follows the compatibility reference and shares no code with the product: it takes flannel's flags, leases a subnet in etcd
-v3 with etcdctl (sections 3.2, 3.3, 3.5, 3.6), makes the vxlan device or none (6.2, 6.3), writes subnet.env (4.1, 4.2) and
-programs what each other lease asks for with ip and bridge commands, looking at the store a few times a second. IPv4 only.
-A lease of another backend type is ignored, as flannel does.
+It does what the compatibility reference says that flannel does, rough edges included, and shares no code with the product.
+It takes flannel's flags, leases a subnet in etcd (sections 3.2 to 3.6; v3 as today, v2 as 0.14), makes the device of its backend
+and programs what each other lease asks for (section 6), keeps the iptables rules (7.1 to 7.3), writes subnet.env (4.1, 4.2),
+and at its end leaves everything behind (7.6). `--etcd-api` is the one flag that flannel has not: there the version decides.
+
+Where it is simpler: each event leads to a new listing, whose difference from the last one stands for events (RE-13 and RE-1
+are as flannel's: a change of anything unparsable below the prefix `subnets` removes every peer); a lease is not renewed after
+its 23 hours; IPv6 needs IPv4 beside it, as flannel's IPv6 alone does not work with etcd (RE-4).
 """
 
 import argparse
-import base64
 import ipaddress
 import json
 import os
 import random
+import re
+import signal
 import subprocess
+import sys
 import time
 
-TTL = 86400
+from flannel_backends import BACKENDS
+from flannel_rules import Rules, chains, flat
+from flannel_store import EtcdV2, EtcdV3, StoreFailed
+
+KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([\da-f:]+)-(\d+))?$")
+V6_FIELDS = {"PublicIPv6", "BackendV6Data"}
 
 
-def run(*argv, check=True, text_input=None):
-    return subprocess.run(argv, check=check, capture_output=True, text=True, input=text_input, timeout=20).stdout
+def say(text):
+    print(text, flush=True)
+
+
+def subnets_of(key):
+    """Raises ValueError."""
+    match = KEY.search(key)
+    if not match:
+        raise ValueError(f"failed to parse subnet key {key}")
+    found = [ipaddress.ip_network(f"{match[1]}/{match[2]}")]
+    return [*found, ipaddress.ip_network(f"{match[3]}/{match[4]}")] if match[3] else found
+
+
+class Host:
+    """The interface and its addresses by family: its own, and those that others reach it by."""
+
+    def __init__(self, options):
+        self.iface = options.iface
+        self.local = {}
+        for family in (4, 6):
+            found = subprocess.run(
+                ["ip", "-j", f"-{family}", "addr", "show", "dev", options.iface],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            for link in filter(None, json.loads(found.stdout or "[]")):
+                self.mtu = link["mtu"]
+                addresses = [each["local"] for each in link["addr_info"] if each["scope"] == "global"]
+                self.local |= {family: addresses[0]} if addresses else {}
+        given = {4: options.public_ip, 6: options.public_ipv6}
+        self.public = {family: given[family] or address for family, address in self.local.items()}
+
+
+class Pool:
+    """Section 2.1: the subnets of one family that may be leased."""
+
+    def __init__(self, config, network, prefix, usual):
+        self.network = network
+        length = config.get(prefix + "subnetlen") or max(usual, network.prefixlen + 2)
+        size = 1 << (network.max_prefixlen - length)
+        last = int(network.broadcast_address) + 1 - size
+        self.length, self.size = length, size
+        self.first = int(ipaddress.ip_address(config.get(prefix + "subnetmin") or int(network.network_address) + size))
+        self.last = int(ipaddress.ip_address(config.get(prefix + "subnetmax") or last))
+
+    def allows(self, subnet):
+        return subnet.prefixlen == self.length and self.first <= int(subnet.network_address) <= self.last
+
+    def pick(self, taken):
+        """One of the first hundred free subnets."""
+        free, number = [], self.first
+        family = ipaddress.IPv4Network if self.network.version == 4 else ipaddress.IPv6Network
+        while number <= self.last and len(free) < 100:
+            candidate = family((number, self.length))
+            if not any(candidate.overlaps(other) for other in taken if other.version == candidate.version):
+                free.append(candidate)
+            number += self.size
+        if not free:
+            raise SystemExit("out of subnets")
+        return random.choice(free)
 
 
 class Standin:
     def __init__(self, options):
         self.options = options
-        self.etcd = ("etcdctl", "--endpoints", options.etcd_endpoints)
-        os.environ["ETCDCTL_API"] = "3"
-        link = json.loads(run("ip", "-j", "-4", "addr", "show", "dev", options.iface))[0]
-        self.mtu = link["mtu"]
-        self.address = next(each["local"] for each in link["addr_info"] if each["scope"] == "global")
-        self.public_ip = options.public_ip or self.address
-        self.applied = {}  # key of a lease: its value as applied
+        self.prefix = options.etcd_prefix
+        self.store = (EtcdV2 if options.etcd_api == "v2" else EtcdV3)(options.etcd_endpoints, self.prefix)
+        self.host = Host(options)
+        self.peers = {}  # key of a lease: its value as it was applied
+        self.unparsable = None
 
-    def read(self, *key):
-        answer = json.loads(run(*self.etcd, "get", *key, "-w", "json"))
-        return {
-            base64.b64decode(each["key"]).decode(): base64.b64decode(each["value"]).decode()
-            for each in answer.get("kvs", [])
-        }
+    def run(self):
+        self.read_config()
+        previous = self.previous()
+        self.backend.prepare(self.families)
+        self.take_lease(previous)
+        self.backend.configure(self.subnets)
+        layout = flat if self.options.etcd_api == "v2" else chains
+        self.rules = [
+            Rules(self.pools[subnet.version].network, subnet, layout, self.options.ip_masq) for subnet in self.subnets
+        ]
+        for rules in self.rules:
+            rules.install()
+        self.write_env()
+        say(f"lease {self.key}")
+        self.follow()
 
-    def wait_for_config(self):
-        key = self.options.etcd_prefix + "/config"
-        while key not in (found := self.read(key)):
-            time.sleep(1)
-        config = {name.lower(): value for name, value in json.loads(found[key]).items()}
-        self.network = ipaddress.ip_network(config["network"])
-        backend = {name.lower(): value for name, value in config["backend"].items()}
-        self.type = backend["type"].lower()
-        if self.type not in ("vxlan", "host-gw"):
-            raise SystemExit(f"the stand-in knows no backend {self.type!r}")
-        self.vni = backend.get("vni", 1)
-        self.device = f"flannel.{self.vni}" if self.type == "vxlan" else self.options.iface
-        self.env_mtu = self.mtu - 50 if self.type == "vxlan" else self.mtu
-
-    def make_device(self):
-        if self.type != "vxlan":
-            return
-        if subprocess.run(["ip", "link", "show", self.device], capture_output=True, check=False).returncode:
-            mac = bytearray(os.urandom(6))
-            mac[0] = (mac[0] & 0xFE) | 0x02
-            run(
-                *f"ip link add {self.device} mtu {self.env_mtu} address {mac.hex(':')} type vxlan id {self.vni}".split(),
-                *f"dev {self.options.iface} local {self.public_ip} dstport 8472 nolearning".split(),
-            )
-        self.mac = json.loads(run("ip", "-j", "link", "show", self.device))[0]["address"]
-
-    def take_lease(self):
-        value = {"PublicIP": self.public_ip, "PublicIPv6": None, "BackendType": self.type}
-        if self.type == "vxlan":
-            value["BackendData"] = {"VNI": self.vni, "VtepMAC": self.mac}
-        text = json.dumps(value, separators=(",", ":"))
-        leases = self.read("--prefix", self.options.etcd_prefix + "/subnets/")
-        lease = run(*self.etcd, "lease", "grant", str(TTL)).split()[1]
-        for key, other in leases.items():
-            if json.loads(other)["PublicIP"] == self.public_ip:
-                run(*self.etcd, "put", f"--lease={lease}", key, text)
-                self.key = key
-                break
-        else:
-            self.key = self.create(text, lease)
-        self.subnet = subnet_of(self.key)
-
-    def create(self, text, lease):
-        length = 24 if self.network.prefixlen <= 22 else self.network.prefixlen + 2
+    def read_config(self):
         while True:
-            taken = [subnet_of(key) for key in self.read("--prefix", self.options.etcd_prefix + "/subnets/")]
-            # The first subnet is never used; the last one is.
-            free = [each for each in list(self.network.subnets(new_prefix=length))[1:] if not overlaps(each, taken)][
-                :100
-            ]
-            subnet = random.choice(free)
-            key = f"{self.options.etcd_prefix}/subnets/{subnet.network_address}-{length}"
-            transaction = f'ver("{key}") = "0"\n\nput --lease={lease} {key} {json.dumps(text)}\n\n\n'
-            if "SUCCESS" in run(*self.etcd, "txn", text_input=transaction):
-                return key
+            try:
+                if text := self.store.read(self.prefix + "/config"):
+                    break
+            except StoreFailed as error:
+                say(f"couldn't fetch network config: {error}")
+            say("timed out")
+            time.sleep(1)
+        config = {name.lower(): value for name, value in json.loads(text).items()}
+        self.pools = {4: Pool(config, ipaddress.ip_network(config["network"], strict=False), "", 24)}
+        if config.get("enableipv6") and self.store.ipv6:
+            self.pools[6] = Pool(config, ipaddress.ip_network(config["ipv6network"], strict=False), "ipv6", 64)
+        self.families = list(self.pools)
+        options = {name.lower(): value for name, value in config.get("backend", {"type": "udp"}).items()}
+        backend = BACKENDS.get(options.get("type", "").lower())
+        if backend is None:
+            raise SystemExit("unknown backend type")
+        self.backend = backend(self.host, options, {family: pool.network for family, pool in self.pools.items()})
 
-    def configure(self):
-        if self.type == "vxlan":
-            run("ip", "addr", "flush", "dev", self.device, "scope", "global")
-            run("ip", "addr", "add", f"{self.subnet.network_address}/32", "dev", self.device)
-            run("ip", "link", "set", self.device, "up")
+    def previous(self):
+        """The IPv4 subnet of an earlier subnet.env."""
+        try:
+            with open(self.options.subnet_file) as file:
+                found = re.search(r"^FLANNEL_SUBNET=(\S+)", file.read(), re.MULTILINE)
+            return ipaddress.ip_network(found[1], strict=False) if found else None
+        except (OSError, ValueError):
+            return None
+
+    def value(self):
+        fields = {
+            "PublicIP": self.host.public[4],
+            "PublicIPv6": self.host.public.get(6) if 6 in self.families else None,
+        }
+        if self.backend.type:
+            fields["BackendType"] = self.backend.type
+        if data := self.backend.data(4):
+            fields["BackendData"] = data
+        if 6 in self.families and (data := self.backend.data(6)):
+            fields["BackendV6Data"] = data
+        if not self.store.ipv6:
+            fields = {name: value for name, value in fields.items() if name not in V6_FIELDS}
+        return json.dumps(fields, separators=(",", ":"))
+
+    def take_lease(self, previous):
+        """Section 3.6."""
+        while True:
+            leases = {key: self.parse(key, text) for key, text in self.store.leases().items()}
+            leases = {key: lease for key, lease in leases.items() if lease}
+            own = next((key for key, (_, value) in leases.items() if value["PublicIP"] == self.host.public[4]), None)
+            if own and self.fits(leases[own][0]):
+                self.key, self.subnets = own, leases[own][0]
+                self.store.put(own, self.value())
+                return
+            if own:
+                self.store.delete(own)
+                del leases[own]
+            taken = [subnet for subnets, _ in leases.values() for subnet in subnets]
+            subnets = [pool.pick(taken) for pool in self.pools.values()]
+            if previous and self.pools[4].allows(previous) and previous not in taken:
+                subnets[0] = previous
+            name = "&".join(f"{subnet.network_address}-{subnet.prefixlen}" for subnet in subnets)
+            if self.store.create(f"{self.prefix}/subnets/{name}", self.value()):
+                self.key, self.subnets = f"{self.prefix}/subnets/{name}", subnets
+                return
+
+    def fits(self, subnets):
+        return [subnet.version for subnet in subnets] == self.families and all(
+            self.pools[subnet.version].allows(subnet) for subnet in subnets
+        )
+
+    def parse(self, key, text):
+        """(subnets, value), None when it can't be read."""
+        try:
+            value = json.loads(text)
+            ipaddress.IPv4Address(value["PublicIP"])
+            return subnets_of(key), value
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def write_env(self):
         path = self.options.subnet_file
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = os.path.join(os.path.dirname(path), "." + os.path.basename(path))
         with open(temporary, "w") as file:
-            file.write(
-                f"FLANNEL_NETWORK={self.network}\n"
-                f"FLANNEL_SUBNET={self.subnet.network_address + 1}/{self.subnet.prefixlen}\n"
-                f"FLANNEL_MTU={self.env_mtu}\n"
-                f"FLANNEL_IPMASQ={'true' if self.options.ip_masq else 'false'}\n"
-            )
+            for subnet in self.subnets:
+                middle = "_IPV6" if subnet.version == 6 else ""
+                file.write(f"FLANNEL{middle}_NETWORK={self.pools[subnet.version].network}\n")
+                file.write(f"FLANNEL{middle}_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n")
+            file.write(f"FLANNEL_MTU={self.backend.mtu}\n")
+            file.write(f"FLANNEL_IPMASQ={'true' if self.options.ip_masq else 'false'}\n")
         os.rename(temporary, path)
 
     def follow(self):
+        checked = resynced = time.monotonic()
         while True:
             try:
-                leases = self.read("--prefix", self.options.etcd_prefix + "/subnets/")
-            except (subprocess.SubprocessError, ValueError) as error:
-                print(f"store: {error}", flush=True)
-                time.sleep(1)
-                continue
-            for key in self.applied.keys() - leases.keys():
-                self.change(key, self.applied.pop(key), "del")
-            for key, text in leases.items():
-                if key != self.key and self.applied.get(key) != text:
-                    self.change(key, text, "replace")
-                    self.applied[key] = text
-            time.sleep(0.2)
+                self.take_in(self.store.leases())
+                self.store.wait(1)
+            except StoreFailed as error:
+                say(f"store: {error}")
+                time.sleep(0.5)
+            now = time.monotonic()
+            if now > checked + 10:
+                self.backend.check()
+                checked = now
+            if now > resynced + 5:
+                for rules in self.rules:
+                    rules.keep()
+                resynced = now
 
-    def change(self, key, text, verb):
-        try:
-            subnet, value = subnet_of(key), json.loads(text)
-            if value.get("BackendType", "") != self.type:
-                print(f"ignoring non-{self.type} lease {key}", flush=True)
-                return
-            if self.type == "host-gw":
-                commands = [f"ip route {verb} {subnet} via {value['PublicIP']} dev {self.device}"]
-            else:
-                mac, base, peer = value["BackendData"]["VtepMAC"], subnet.network_address, value["PublicIP"]
-                commands = [
-                    f"ip neigh {verb} {base} lladdr {mac} nud permanent dev {self.device}",
-                    f"bridge fdb {verb} {mac} dst {peer} dev {self.device} self permanent",
-                    f"ip route {verb} {subnet} via {base} dev {self.device} onlink",
-                ]
-        except (ValueError, KeyError, TypeError) as error:
-            print(f"ignoring {key} {text}: {error}", flush=True)
+    def take_in(self, leases):
+        unparsable = {key: text for key, text in leases.items() if not self.parse(key, text)}
+        wiped = self.unparsable is not None and unparsable != self.unparsable
+        self.unparsable = unparsable
+        if wiped:  # what is known as applied stays so: nothing comes back before its next change
+            say(f"WIPED: something unparsable changed among {sorted(unparsable)}")
+            for peer in self.peers.values():
+                self.change(self.backend.removed, *peer)
             return
-        for command in commands:
-            done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
-            print(f"{command}: {done.stderr.strip() or 'done'}", flush=True)
+        if self.key not in leases:
+            say("Lease has been revoked. Shutting down daemon.")
+            raise SystemExit(0)
+        for key in self.peers.keys() - leases.keys():
+            self.change(self.backend.removed, *self.peers.pop(key))
+        for key, text in leases.items():
+            parsed = None if key == self.key else self.parse(key, text)
+            if parsed and self.peers.get(key) != parsed:
+                self.peers[key] = parsed
+                self.change(self.backend.added, *parsed)
 
-
-def subnet_of(key):
-    address, _, length = key.rpartition("/")[2].partition("-")
-    return ipaddress.ip_network(f"{address}/{int(length)}")
-
-
-def overlaps(subnet, taken):
-    return any(subnet.overlaps(other) for other in taken)
+    def change(self, action, subnets, value):
+        kind = value.get("BackendType", "")
+        if self.backend.type and kind != self.backend.type:
+            say(f"ignoring non-{self.backend.type} subnet: type={kind}")
+            return
+        action([subnet for subnet in subnets if subnet.version in self.families], value)
 
 
 def main():
@@ -167,15 +262,16 @@ def main():
     parser.add_argument("--subnet-file", default="/run/flannel/subnet.env")
     parser.add_argument("--etcd-endpoints", default="http://127.0.0.1:2379")
     parser.add_argument("--etcd-prefix", default="/coreos.com/network")
+    parser.add_argument("--etcd-api", choices=["v2", "v3"], default="v3")
     parser.add_argument("--public-ip", default="")
+    parser.add_argument("--public-ipv6", default="")
     parser.add_argument("--ip-masq", action="store_true")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     standin = Standin(parser.parse_args())
-    standin.wait_for_config()
-    standin.make_device()
-    standin.take_lease()
-    standin.configure()
-    print(f"lease {standin.key}", flush=True)
-    standin.follow()
+    try:
+        standin.run()
+    finally:
+        standin.store.close()
 
 
 if __name__ == "__main__":

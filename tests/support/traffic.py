@@ -72,7 +72,8 @@ class ContinuousPing:
         self._output = self.path.open("w")
         address = target.address(family)
         self._process = source.popen(
-            ["ping", "-n", "-i", "0.01", "-W", "1", "-w", "150", address],
+            # Bounded by a count: with a deadline it would end at the first ICMP error.
+            ["ping", "-n", "-i", "0.01", "-W", "1", "-c", "15000", address],
             stdout=self._output,
             stderr=self._output,
         )
