@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import gc
 import logging
 import random
 import re
@@ -15,12 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from wincey.agent import sdnotify
+from wincey.agent import memory, sdnotify
 from wincey.agent.desired import DesiredState
 from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
-from wincey.agent.network import Network, Settings, no_config
+from wincey.agent.network import Network, Settings
+from wincey.agent.preparation import no_config
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.kernel.driver import Driver
@@ -101,7 +99,7 @@ async def _live(options: DaemonOptions, health: Health) -> None:
                 health.set_ready()
                 sdnotify.notify("READY=1")
                 # A moment later, when the join has let go of what it read.
-                asyncio.get_running_loop().call_later(1.0, _settle_memory)
+                asyncio.get_running_loop().call_later(1.0, memory.settle)
             else:
                 health.set_not_ready(reason)
 
@@ -186,11 +184,3 @@ def _previous(subnet_file: str) -> list[tuple[Subnet, Subnet]]:
         for subnet in env.subnets
         if network.family == subnet.family
     ]
-
-
-def _settle_memory() -> None:
-    """What start-up left behind goes back to the system, and what lives on is not looked at by each collection."""
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(OSError, AttributeError):  # a libc without it
-        ctypes.CDLL(None).malloc_trim(0)

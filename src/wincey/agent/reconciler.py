@@ -11,11 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
+from wincey.agent import memory
 from wincey.agent.desired import DesiredState
 from wincey.kernel.diff import diff
 from wincey.kernel.driver import Driver
-from wincey.model.state import Changes, Failure, Key, Object, Scope
+from wincey.model.state import Changes, Failure, Key, Link, Object, Scope, Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Reconciler:
             async with self._lock:
                 if why is not None:
                     await self._audit(why)
+                    memory.give_back()
                 else:
                     await self._apply(self.desired.take_changes())
 
@@ -124,11 +127,12 @@ class Reconciler:
             return
         for item in (*changes.put, *changes.delete):
             self.failures.pop(item.key, None)
-        for driver in self._drivers:
-            share = Changes(_only(changes.put, driver), _only(changes.delete, driver))
-            if share:
-                for failure in await driver.apply(share):
-                    self.failures[failure.object.key] = failure
+        for step in _steps(changes):
+            for driver in self._drivers:
+                share = Changes(_only(step.put, driver), _only(step.delete, driver))
+                if share:
+                    for failure in await driver.apply(share):
+                        self.failures[failure.object.key] = failure
         if self.failures:
             self._tell_failures()
 
@@ -138,6 +142,22 @@ class Reconciler:
             log.log(level, "%s: %s", failure.object, failure.reason)
         if len(self.failures) > 5:
             log.log(level, "%d more objects could not be put in place", len(self.failures) - 5)
+
+
+def _steps(changes: Changes) -> list[Changes]:
+    """Make before break: devices go, with all that is on them, once what takes their place is there."""
+    devices = {item.name if isinstance(item, Link) else item.device for item in changes.delete if _is_device(item)}
+    if not devices:
+        return [changes]
+    first, last = Changes(changes.put), Changes()
+    for item in changes.delete:
+        goes_along = _is_device(item) or getattr(item, "device", "") in devices
+        (last if goes_along else first).delete.append(item)
+    return [first, last]
+
+
+def _is_device(item: Object) -> TypeGuard[Link | Tunnel]:
+    return isinstance(item, (Link, Tunnel))
 
 
 def _only(objects: Iterable[Object], driver: Driver) -> list[Object]:
