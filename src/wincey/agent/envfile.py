@@ -111,6 +111,34 @@ def write_env_file(path: str, env: EnvFile) -> None:
         raise
 
 
+class EnvPublisher:
+    """Keeps the file up to date for one run. `previous` is what an earlier one left, `written` what this one wrote."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.previous = read_env_file(path)
+        self.written: EnvFile | None = None
+
+    def publish(self, env: EnvFile) -> str | None:
+        """Write it unless it is written already; why that is not possible, None if it is."""
+        if env == self.written:
+            return None
+        try:
+            write_env_file(self._path, env)
+        except OSError as error:
+            reason = f"{self._path} can't be written: {error.strerror}; containers can't be started until it can"
+            log.error("%s", reason)
+            return reason
+        before = (self.written or self.previous).subnets
+        if before and before != env.subnets:
+            log.warning(
+                "the subnet of this host changed from %s to %s: restart the container runtime so that it follows",
+                ", ".join(map(str, before)), ", ".join(map(str, env.subnets)),
+            )  # fmt: skip
+        self.written = env
+        return None
+
+
 def _value(match: re.Match[str]) -> str:
     if match["quoted"] is not None:
         return re.sub(r"\\(.)", r"\1", match["quoted"])

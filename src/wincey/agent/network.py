@@ -12,20 +12,18 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from wincey.agent.envfile import EnvFile, read_env_file, write_env_file
+from wincey.agent.envfile import EnvFile, EnvPublisher
 from wincey.agent.once import Once
 from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
 from wincey.agent.planner import Planner, Policy
+from wincey.agent.preparation import Look, Preparation, Prepared
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
-from wincey.backends.base import Backend, HostFacts
-from wincey.backends.catalogue import make
-from wincey.backends.vxlan import published_macs
-from wincey.leasing.allocate import Identity
+from wincey.agent.territory import Territory
 from wincey.leasing.claims import Claim, Host
 from wincey.leasing.holder import Acquired, Renewal, acquire
 from wincey.leasing.timing import retry_in
@@ -42,7 +40,7 @@ from wincey.model.errors import (
     UnknownBackend,
 )
 from wincey.model.lease import Lease, LeaseAttrs
-from wincey.model.state import InterfaceAddress, Link, Route, RuleSet, Scope, Tunnel
+from wincey.model.state import InterfaceAddress, Link, RuleSet, Tunnel
 from wincey.store.registry import Registry, Snapshot, Update
 
 log = logging.getLogger(__name__)
@@ -54,12 +52,8 @@ class _OutOfDate(Exception):
     """What was prepared is not what the store says by now: prepare again."""
 
 
-def no_config(key: str) -> str:
-    """What is said while there is none."""
-    return (
-        f"there is no network config at {key}; put one there, such as"
-        ' {"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}'
-    )
+AGAIN = 8.0
+"""Seconds, with jitter, after which a running host tries again what was not possible."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -68,27 +62,6 @@ class Settings(msgspec.Struct, frozen=True):
     subnet_file: str
     margin: float
     policy: Policy = Policy()
-
-
-class Look(Protocol):
-    """Finds the interface and the addresses for a config; raises NotJoinable."""
-
-    def __call__(self, config: NetworkConfig) -> HostFacts: ...
-
-
-class _Prepared(msgspec.Struct):
-    """A config that works on this host."""
-
-    raw: bytes
-    config: NetworkConfig
-    facts: HostFacts
-    backend: Backend
-    awaits_host: bool = False  # there is another config, which this host can't follow as it is
-
-    @property
-    def identity(self) -> Identity:
-        facts, config = self.facts, self.config
-        return Identity(facts.public if config.enable_ipv4 else None, facts.public_v6 if config.enable_ipv6 else None)
 
 
 class Network:
@@ -108,18 +81,19 @@ class Network:
         rng: random.Random,
     ) -> None:
         self._settings, self._registry, self._reconciler = settings, registry, reconciler
-        self._state, self._host, self._look, self._on_ready, self._rng = state, host, look, on_ready, rng
+        self._host, self._look, self._on_ready, self._rng = host, look, on_ready, rng
         self._choose_rules = choose_rules
-        self._previous = read_env_file(settings.subnet_file)
-        self._prepared: _Prepared | None = None
+        self._env = EnvPublisher(settings.subnet_file)
+        self._territory = Territory(state, reconciler)
+        self._prepared: Prepared | None = None
         self._lease: Lease | None = None
         self._claim: Claim | None = None
         self._renewal: Renewal | None = None
-        self._again_in: float | None = None  # seconds after which to join again, when it was not possible as wanted
-        self._written: EnvFile | None = None
+        self._again_in: float | None = None  # seconds after which to try again what was not possible as wanted
         self._host_changed = asyncio.Event()
         self._once = Once()
-        self._peers = Peers(reconciler, self._once)
+        self._preparation = Preparation(registry, look, state, self._once)
+        self._peers = Peers(reconciler, self._territory, self._once)
         registry.store.on_outage(self._on_outage)
 
     def host_changed(self) -> None:
@@ -144,16 +118,21 @@ class Network:
         prepared, snapshot = await self._prepare()
         # The data of all hosts were lost, not those of some who left: ours went with them.
         lost = self._claim is not None and self._claim.key not in snapshot.claims
+        patience = COME_BACK_AFTER_LOSS if lost else COMES_BACK
         attrs = prepared.backend.attrs()
+        early = self._keeps_its_lease(prepared.config, snapshot)
         try:
             await self._stake(prepared)
+            if early:
+                # Peers send in the new way as soon as it is published: by then it has to work.
+                await self._become(prepared, snapshot, patience)
             acquired = await self._acquire(prepared, attrs, snapshot)
         except (DuplicateHost, OutOfSubnets) as error:
             if self._lease is None:
                 raise
             return self._stay(error, snapshot)
-        self._again_in = None
-        if self._lease is None or acquired.lease.key != self._lease.key:
+        moved = self._lease is None or acquired.lease.key != self._lease.key
+        if moved:
             rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
             log.info("lease acquired: %s%s", acquired.lease.key, rounds)
         self._lease = acquired.lease
@@ -161,14 +140,21 @@ class Network:
             raise _OutOfDate("the network config changed meanwhile")
         if claim := self._claim:  # what happened to it before the watch begins
             await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
-        await self._become(prepared, acquired.snapshot, COME_BACK_AFTER_LOSS if lost else COMES_BACK)
+        if moved or not early:
+            await self._become(prepared, acquired.snapshot, patience)
         return acquired.snapshot.revision, attrs
 
-    async def _acquire(self, prepared: _Prepared, attrs: LeaseAttrs, snapshot: Snapshot) -> Acquired:
+    def _keeps_its_lease(self, config: NetworkConfig, snapshot: Snapshot) -> bool:
+        if self._lease is None or not config.allows(self._lease.key):
+            return False
+        found = snapshot.leases.get(self._registry.lease_key(self._lease.key))
+        return found is not None and found.attrs == self._lease.attrs
+
+    async def _acquire(self, prepared: Prepared, attrs: LeaseAttrs, snapshot: Snapshot) -> Acquired:
         held = self._lease
         previous = [
             *(held.key.subnets if held else ()),
-            *(subnet.masked() for subnet in self._previous.subnets),
+            *(subnet.masked() for subnet in self._env.previous.subnets),
         ]
         recent = [snapshot]  # for the first attempt: the later ones begin with what the earlier ones may have done
         return await self._patiently(
@@ -191,7 +177,7 @@ class Network:
         if isinstance(error, OutOfSubnets):
             self._on_ready(str(error))
         # Each attempt at another host's address is one line in that host's log.
-        self._again_in = self._rng.uniform(5, 10) if isinstance(error, OutOfSubnets) else self._rng.uniform(60, 90)
+        self._again_in = AGAIN if isinstance(error, OutOfSubnets) else 10 * AGAIN
         self._peers.put_all(snapshot, COMES_BACK)
         self._reconciler.apply_soon()
         return snapshot.revision, self._lease.attrs
@@ -210,22 +196,19 @@ class Network:
                     self._on_ready(str(error))
                 await asyncio.sleep(min(5.0, retry_in(failures, self._rng)))
 
-    async def _prepare(self) -> tuple[_Prepared, Snapshot]:
+    async def _prepare(self) -> tuple[Prepared, Snapshot]:
         """Wait for a config that works; one that doesn't is passed over where an earlier one is in force."""
         told = ""
         while True:
             snapshot = await self._patiently(self._registry.snapshot)
-            raw = snapshot.config
             try:
-                if raw is None:
-                    raise BadConfig(no_config(self._registry.config_key))
-                self._prepared = self._consider(raw, snapshot)
+                self._prepared = self._preparation.consider(snapshot)
                 return self._prepared, snapshot
             except (BadConfig, NotJoinable) as error:
                 if self._prepared:
                     log.error("%s; going on with what was in force before", error)
                     # Remember what was refused, or its presence would look like a change for ever.
-                    self._prepared.raw = raw or b""
+                    self._prepared.raw = snapshot.config or b""
                     # With the config it can be had again at the next change; with the host, at that of the host.
                     self._prepared.awaits_host = isinstance(error, NotJoinable)
                     return self._prepared, snapshot
@@ -237,26 +220,7 @@ class Network:
                     self._on_ready(told)
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
 
-    def _consider(self, raw: bytes, snapshot: Snapshot) -> _Prepared:
-        config = NetworkConfig.parse(raw)
-        for warning in config.warnings:
-            self._once.warn(self._registry.config_key, warning)
-        facts = self._look(config)
-        identity = Identity(
-            facts.public if config.enable_ipv4 else None, facts.public_v6 if config.enable_ipv6 else None
-        )
-        for lease in snapshot.leases.values():
-            if identity.owns(lease.attrs):
-                macs = published_macs(lease.attrs)
-                # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
-                self._state.macs.update(macs)
-                self._state.devices.update(macs)
-        backend = make(config, facts)
-        for warning in config.backend.unknown_keys(("Type", *backend.keys)):
-            self._once.warn(self._registry.config_key, warning)
-        return _Prepared(raw, config, facts, backend)
-
-    async def _stake(self, prepared: _Prepared) -> None:
+    async def _stake(self, prepared: Prepared) -> None:
         address = prepared.identity.public_ip or prepared.identity.public_ipv6
         assert address
         key = self._registry.claim_key(format_address(address))
@@ -275,7 +239,7 @@ class Network:
         await self._patiently(stake)
         self._claim = claim
 
-    async def _become(self, prepared: _Prepared, snapshot: Snapshot, patience: float) -> None:
+    async def _become(self, prepared: Prepared, snapshot: Snapshot, patience: float) -> None:
         """Make the host as config and leases say, then tell the world. patience: see Peers.put_all."""
         assert self._lease
         self._peers.planner = Planner(
@@ -286,67 +250,29 @@ class Network:
             own=self._lease.key,
             policy=self._settings.policy,
         )
-        desired = self._reconciler.desired
-        desired.put(LOCAL, self._peers.planner.local())
+        desired, networks, local = self._reconciler.desired, prepared.config.networks, self._peers.planner.local()
+        self._territory.claim([*networks, *self._env.previous.networks], local)
+        desired.put(LOCAL, local)
         self._peers.put_all(snapshot, patience)
-        self._remember(prepared)
         if any(isinstance(item, RuleSet) for item in desired.objects.values()):
             try:
                 await self._choose_rules(prepared.config)
             except NotJoinable as error:
-                if self._written is None:
+                if not self._env.written:
                     raise
                 log.error("%s; the traffic rules stay in the hands of the program that keeps them now", error)
         failures = await self._reconciler.settle()
         essential = [f for f in failures if isinstance(f.object, (Link, InterfaceAddress, Tunnel, RuleSet))]
-        if essential and self._written is None:
+        if essential and not self._env.written:
             raise NotJoinable("; ".join(f"{failure.object}: {failure.reason}" for failure in essential[:3]))
         if not failures:
-            self._forget_stale(prepared)
-        self._publish(prepared)
-
-    def _remember(self, prepared: _Prepared) -> None:
-        """Before anything is made, so that a crash leaves nothing that a later run does not know as ours."""
-        self._state.devices.update(self._devices())
-        self._state.networks.update(prepared.config.networks, self._previous.networks)
-        self._state.save()
-        self._reconciler.scope = Scope(tuple(sorted(self._state.devices)), tuple(sorted(self._state.networks)))
-
-    def _forget_stale(self, prepared: _Prepared) -> None:
-        self._state.devices = self._devices()
-        # A network that we have left stays ours to keep in order while peers that have not are reached there.
-        routes = [item.destination for item in self._reconciler.desired.objects.values() if isinstance(item, Route)]
-        left = self._state.networks.difference(prepared.config.networks)
-        self._state.networks = {*prepared.config.networks} | {
-            network for network in left if any(network.contains(route) for route in routes)
-        }
-        self._state.save()
-        self._reconciler.scope = Scope(tuple(sorted(self._state.devices)), tuple(sorted(self._state.networks)))
-
-    def _devices(self) -> set[str]:
-        return {item.name for item in self._reconciler.desired.objects.values() if isinstance(item, Link)}
-
-    def _publish(self, prepared: _Prepared) -> None:
-        assert self._lease
+            self._territory.settle(networks)
         env = EnvFile.of(
             prepared.config, self._lease.key, mtu=prepared.backend.mtu, ip_masq=self._settings.policy.masquerade
         )
-        if env != self._written:
-            try:
-                write_env_file(self._settings.subnet_file, env)
-            except OSError as error:
-                reason = f"{self._settings.subnet_file} can't be written: {error}"
-                log.error("%s", reason)
-                self._on_ready(reason)
-                return
-            before = (self._written or self._previous).subnets
-            if before and before != env.subnets:
-                log.warning(
-                    "the subnet of this host changed from %s to %s: restart the container runtime so that it follows",
-                    ", ".join(map(str, before)), ", ".join(map(str, env.subnets)),
-                )  # fmt: skip
-            self._written = env
-        self._on_ready(None)
+        reason = self._env.publish(env)
+        self._on_ready(reason)
+        self._again_in = AGAIN if reason else None
 
     async def _follow(self, revision: int, attrs: LeaseAttrs) -> str:
         """Take in changes until a new round is needed; returns why."""
@@ -358,7 +284,7 @@ class Network:
             self._watch_host(),
         ]
         if self._again_in is not None:
-            coroutines.append(self._wait(self._again_in))
+            coroutines.append(self._wait(self._again_in * self._rng.uniform(0.75, 1.25)))
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -371,7 +297,7 @@ class Network:
 
     async def _wait(self, seconds: float) -> str:
         await asyncio.sleep(seconds)
-        return "it may be possible to join now"
+        return "it may be possible now"
 
     async def _watch_lease(self, renewal: Renewal) -> str:
         await renewal.run()
@@ -431,7 +357,8 @@ class Network:
     async def _take_in_own(self, update: Update, attrs: LeaseAttrs) -> str | None:
         """Our own lease was changed: by us, by an administrator, or by somebody who should not have."""
         assert self._renewal
-        mine, identity = self._renewal.lease, self._identity()
+        assert self._prepared
+        mine, identity = self._renewal.lease, self._prepared.identity
         if update.bad:
             if update.bad.revision > mine.revision:
                 log.warning("our lease %s was overwritten with something unreadable; putting it back", mine.key)
@@ -452,10 +379,6 @@ class Network:
             log.info("our lease %s is a reservation now and does not expire", mine.key)
         self._renewal.seen(update.lease)
         return None
-
-    def _identity(self) -> Identity:
-        assert self._prepared
-        return self._prepared.identity
 
     def _on_outage(self, reason: str | None) -> None:
         if reason:

@@ -12,6 +12,7 @@ import asyncio
 from wincey.agent.once import Once
 from wincey.agent.planner import Planner
 from wincey.agent.reconciler import Reconciler
+from wincey.agent.territory import Territory
 from wincey.model.errors import BadLease
 from wincey.model.lease import Lease
 from wincey.store.registry import BadEntry, Snapshot
@@ -29,10 +30,10 @@ COME_BACK_AFTER_LOSS = 60.0
 class Peers:
     """Keeps what the leases ask for. `planner` says what that is; `bad` are the leases that can't be read."""
 
-    def __init__(self, reconciler: Reconciler, once: Once) -> None:
+    def __init__(self, reconciler: Reconciler, territory: Territory, once: Once) -> None:
         self.planner: Planner | None = None
         self.bad: dict[str, BadEntry] = {}
-        self._reconciler, self._once = reconciler, once
+        self._reconciler, self._territory, self._once = reconciler, territory, once
         self._leaving: dict[str, asyncio.TimerHandle] = {}
 
     def put_all(self, snapshot: Snapshot, patience: float) -> None:
@@ -55,6 +56,7 @@ class Peers:
         except BadLease as error:
             self._once.warn(key, str(error))
             objects = []
+        self._territory.claim(objects=objects)  # a peer may be reached through a device that nobody needed before
         self._reconciler.desired.put(key, objects)
 
     def put_bad(self, bad: BadEntry) -> None:

@@ -1,0 +1,76 @@
+"""From a config to everything that follows from it on this host, before anything is changed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from wincey.agent.once import Once
+from wincey.agent.statefile import State
+from wincey.backends.base import Backend, HostFacts
+from wincey.backends.catalogue import make
+from wincey.backends.vxlan import published_macs
+from wincey.leasing.allocate import Identity
+from wincey.model.config import NetworkConfig
+from wincey.model.errors import BadConfig
+from wincey.store.registry import Registry, Snapshot
+
+
+class Look(Protocol):
+    """Finds the interface and the addresses for a config; raises NotJoinable."""
+
+    def __call__(self, config: NetworkConfig) -> HostFacts: ...
+
+
+class Prepared(msgspec.Struct):
+    """A config that works on this host. raw: its bytes, or those of a later one that was refused.
+
+    awaits_host: that one was refused for what this host lacks, and may work once the host has changed.
+    """
+
+    raw: bytes
+    config: NetworkConfig
+    facts: HostFacts
+    backend: Backend
+    awaits_host: bool = False
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are in the families of the network."""
+        facts, config = self.facts, self.config
+        return Identity(facts.public if config.enable_ipv4 else None, facts.public_v6 if config.enable_ipv6 else None)
+
+
+class Preparation:
+    """Considers configs."""
+
+    def __init__(self, registry: Registry, look: Look, state: State, once: Once) -> None:
+        self._key, self._look, self._state, self._once = registry.config_key, look, state, once
+
+    def consider(self, snapshot: Snapshot) -> Prepared:
+        """Raises BadConfig, UnknownBackend, NotJoinable."""
+        if snapshot.config is None:
+            raise BadConfig(no_config(self._key))
+        config = NetworkConfig.parse(snapshot.config)
+        for warning in config.warnings:
+            self._once.warn(self._key, warning)
+        facts = self._look(config)
+        prepared = Prepared(snapshot.config, config, facts, make(config, facts))
+        for warning in config.backend.unknown_keys(("Type", *prepared.backend.keys)):
+            self._once.warn(self._key, warning)
+        for lease in snapshot.leases.values():
+            if prepared.identity.owns(lease.attrs):
+                macs = published_macs(lease.attrs)
+                # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
+                self._state.macs.update(macs)
+                self._state.devices.update(macs)
+        return prepared
+
+
+def no_config(key: str) -> str:
+    """What is said while there is none."""
+    return (
+        f"there is no network config at {key}; put one there, such as"
+        ' {"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}'
+    )
