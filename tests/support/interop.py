@@ -114,11 +114,15 @@ class Probe:
         assert self._probe.stdout.readline() == "probing\n"
 
     def asked_and_lost(self):
+        """End it; how many there were, and how many without an answer."""
         output, _ = self._probe.communicate("\n", timeout=10)
+        self.end()
         asked, lost = map(int, output.split())
         return asked, lost
 
     def end(self):
         for process in (self._probe, self._echo):
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()
+        self._probe.stdin.close()

@@ -12,9 +12,12 @@ from wincey.agent.interface import choose
 from wincey.backends.base import HostFacts
 from wincey.kernel.interfaces import connected_subnets, default_route_interface, read_interfaces, route_to
 from wincey.model.address import Address, MacAddress, Subnet
-from wincey.model.config import NetworkConfig
+from wincey.model.config import BackendOptions, NetworkConfig
 
 log = logging.getLogger(__name__)
+
+_REMEMBERED = 8
+"""Backends of earlier configs to keep in mind: more than a cluster is ever between."""
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -32,6 +35,7 @@ class HostLook:
 
     def __init__(self, wishes: Wishes, macs: dict[str, MacAddress]) -> None:
         self._wishes, self._macs = wishes, macs
+        self._known: list[tuple[str, BackendOptions]] = []
         self._told = ""
 
     def __call__(self, config: NetworkConfig) -> HostFacts:
@@ -51,6 +55,10 @@ class HostLook:
         for interface in interfaces:  # a device of ours that is there keeps its MAC, unless we know better
             if interface.kind == "vxlan" and interface.name not in self._macs:
                 self._macs[interface.name] = interface.mac
+        backend = (config.backend_type, config.backend)
+        if backend not in self._known[:1]:
+            self._known.insert(0, backend)
+            del self._known[_REMEMBERED:]
         return HostFacts(
             underlay=choice.interface,
             mtu=choice.mtu,
@@ -61,6 +69,7 @@ class HostLook:
             connected=self._connected(config),
             macs=self._macs,
             kernel=_kernel(),
+            known=self._known,
         )
 
     def _connected(self, config: NetworkConfig) -> tuple[tuple[Subnet, str], ...]:

@@ -74,8 +74,10 @@ class Planner:
             return self._backend.peer(self._own, lease)
         helper = self._helper(lease.attrs)
         local = helper.local(self._own)
-        # Packets to and from such a peer may take different ways, which a strict reverse-path filter would drop.
-        loose = [Sysctl(f"net/ipv4/conf/{link.name}/rp_filter", "2") for link in local if isinstance(link, Link)]
+        # Each side sends as the other publishes, so packets from such a peer may come in by a device of ours that ours to it
+        # do not go out by, which a strict reverse-path filter would drop. The underlay's filter is the administrator's.
+        devices = [item.name for item in (*self._backend.local(self._own), *local) if isinstance(item, Link)]
+        loose = [Sysctl(f"net/ipv4/conf/{device}/rp_filter", "2") for device in devices]
         return [*local, *loose, *helper.peer(self._own, lease)]
 
     def _helper(self, attrs: LeaseAttrs) -> Backend:

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from wincey.model.address import Address, MacAddress, Subnet
-from wincey.model.config import NetworkConfig
+from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object
 
@@ -19,6 +19,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     underlay: name of the chosen interface. mtu: its MTU. local, local_v6: its own addresses. public, public_v6: what peers
     reach it by (another one behind NAT). connected: subnets that are reached without a gateway, and by which device.
     macs: MAC addresses for devices of ours that must stay as they were, by device name. kernel: release as (major, minor).
+    known: the type and options of every backend that the config has asked for while we run, the latest first.
     """
 
     underlay: str
@@ -30,6 +31,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     connected: Sequence[tuple[Subnet, str]] = ()
     macs: Mapping[str, MacAddress] = {}
     kernel: tuple[int, int] = (0, 0)
+    known: Sequence[tuple[str, BackendOptions]] = ()
 
     def device_towards(self, address: Address) -> str | None:
         """The device that an address is directly connected to, None if it takes a gateway. The longest prefix counts."""

@@ -8,7 +8,7 @@ from wincey.backends.alloc import AllocBackend
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.udp import UdpBackend
-from wincey.backends.vxlan import VxlanBackend, read_data
+from wincey.backends.vxlan import VxlanBackend, read_vni
 from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import BadLease, UnknownBackend, WinceyError
 from wincey.model.lease import LeaseAttrs
@@ -31,20 +31,26 @@ def make(config: NetworkConfig, host: HostFacts) -> Backend:
 
 
 def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backend:
-    """The way to a peer that uses another backend than ours, with what its lease tells and defaults for the rest.
+    """The way to a peer that uses another backend than ours. Raises BadLease when this host has no such way.
 
-    Raises BadLease when this host has no such way. A lease without a type is one of udp (or of a backend that needs no
-    help from us).
+    A lease tells neither port nor MTU. Who is late with a change of the config still has what an earlier config said, so
+    those that this host has seen count first, then defaults. A lease without a type is one of udp (or of a backend that
+    needs no help from us).
     """
     kind = attrs.backend_type or UdpBackend.type
-    options: dict[str, object] = {"Type": kind}
-    if kind == VxlanBackend.type:
-        data = read_data(attrs.backend_data or attrs.backend_v6_data)
-        options["VNI"] = 1 if data.VNI is None else data.VNI
-    elif kind not in {HostGwBackend.type, UdpBackend.type}:
+    if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type}:
         raise BadLease(f"a peer uses the backend {kind!r}, which this host has no way to reach")
-    theirs = msgspec.structs.replace(config, backend_type=kind, backend=BackendOptions.of(options))
-    try:
-        return BACKENDS[kind](theirs, host)
-    except WinceyError as error:
-        raise BadLease(f"a peer uses the backend {kind!r}, which this host can't reach: {error}") from None
+    vni = read_vni(attrs) if kind == VxlanBackend.type else None
+    seen = [options for known, options in host.known if known == kind]
+    seen.sort(key=lambda options: options.raw("VNI") not in (vni, None if vni == 1 else vni))  # that device's own first
+    for options in [*seen, BackendOptions({})]:
+        try:
+            return BACKENDS[kind](_with(config, kind, options, vni), host)
+        except WinceyError as error:  # a config that was refused was seen too
+            reason = error
+    raise BadLease(f"a peer uses the backend {kind!r}, which this host can't reach: {reason}")
+
+
+def _with(config: NetworkConfig, kind: str, options: BackendOptions, vni: int | None) -> NetworkConfig:
+    values = options.values if vni is None else options.values | {"vni": ("VNI", vni)}
+    return msgspec.structs.replace(config, backend_type=kind, backend=BackendOptions(values))

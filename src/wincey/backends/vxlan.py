@@ -47,8 +47,7 @@ def published_macs(attrs: LeaseAttrs) -> dict[str, MacAddress]:
     for data, family in ((attrs.backend_data, socket.AF_INET), (attrs.backend_v6_data, socket.AF_INET6)):
         if attrs.backend_type == VxlanBackend.type and data:
             try:
-                read = read_data(data)
-                macs[device_name(1 if read.VNI is None else read.VNI, family)] = parse_mac(read.VtepMAC)
+                macs[device_name(read_vni(attrs), family)] = parse_mac(read_data(data).VtepMAC)
             except (BadLease, BadAddress):
                 continue
     return macs
@@ -60,6 +59,12 @@ def read_data(data: bytes) -> BackendData:
         return msgspec.json.decode(data, type=BackendData)
     except msgspec.MsgspecError as error:
         raise BadLease(f"vxlan lease data can't be read ({error}): {data[:200]!r}") from None
+
+
+def read_vni(attrs: LeaseAttrs) -> int:
+    """The VNI that a lease tells; raises BadLease. Flannel up to 0.13 tells none and means its default."""
+    vni = read_data(attrs.backend_data or attrs.backend_v6_data).VNI
+    return 1 if vni is None else vni
 
 
 class VxlanBackend:
