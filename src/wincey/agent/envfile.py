@@ -135,6 +135,8 @@ class EnvPublisher:
                 "the subnet of this host changed from %s to %s: restart the container runtime so that it follows",
                 ", ".join(map(str, before)), ", ".join(map(str, env.subnets)),
             )  # fmt: skip
+        subnets = ", ".join(map(str, env.subnets))
+        log.info("wrote %s: %s, MTU %d; containers can be started", self._path, subnets, env.mtu)
         self.written = env
         return None
 

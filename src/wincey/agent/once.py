@@ -21,4 +21,4 @@ class Once:
             if len(self._told) >= _MOST:
                 self._told.clear()
             self._told.add((about, what))
-            log.warning("%s: %s", about, what)
+            log.warning("%s: %s", about, what, stacklevel=2)  # the line of whoever says it
