@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class Macs(dict[str, MacAddress]):
-    """MAC addresses by device name; a name that is asked for first gets a random, locally administered unicast one."""
+    """MAC addresses by device name; a name that is asked for first gets a random, locally administered unicast one.
+
+    A device that differs in the VNI alone gets the same: a flannel that has not followed a change of the VNI yet sends to
+    the MAC address that we publish with the new one, through its device of the old one.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
@@ -32,7 +36,8 @@ class Macs(dict[str, MacAddress]):
     def __missing__(self, device: str) -> MacAddress:
         mac = bytearray(self._rng.randbytes(6))
         mac[0] = (mac[0] & 0xFE) | 0x02
-        self[device] = bytes(mac)
+        stem = device.rpartition(".")[0]
+        self[device] = next((known for name, known in self.items() if name.rpartition(".")[0] == stem), bytes(mac))
         return self[device]
 
 
