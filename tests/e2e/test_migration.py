@@ -14,6 +14,7 @@ import pytest
 from support.interop import Probe, ours, raw_lease, said, sh, standin, with_iptables
 from support.keys import get, lease_key, wait_until
 from support.traffic import ContinuousPing
+from wincey.lab.errors import NotReady
 from wincey.lab.plan import network_config
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
@@ -137,6 +138,39 @@ def test_a_host_is_switched_in_place_and_back(make_lab, measuring, probing, way)
         assert "flannel-ipv4" not in rules(host)
     asked, lost = probing(lab, second).asked_and_lost()
     assert lost == 0
+
+
+@pytest.mark.parametrize("store", ["etcd3", "etcd2"])
+def test_a_host_with_udp_is_switched_and_back(make_lab, measuring, store):
+    """Flannel's device goes with flannel, so what comes in between is lost. Ours stays when our flanneld ends.
+
+    On the way back flannel finds its port taken, and ends; our tunnel sees that and ends as well, so that the start by
+    flannel's supervisor that follows finds device and port free.
+    """
+    flannel = standin(store)
+    lab = make_lab("udp", store=store, hosts=3, daemons={"*": flannel})
+    host, key = lab.hosts[1], lease_key(lab.hosts[1])
+    assert lab.ping(patience=10).unreachable == []
+    env, lease = host.subnet_file.read_text(), raw_lease(lab, key)[0]
+
+    host.stop_daemon()
+    host.start_daemon(ours(lab))
+    assert lab.ping(patience=5).unreachable == []
+    assert host.subnet_file.read_text() == env
+    assert raw_lease(lab, key)[0] == lease
+
+    pings = measuring(lab.containers[:2])
+    host.stop_daemon()
+    none_lost(pings, 10)
+    with pytest.raises(NotReady, match="exit code 1"):
+        host.start_daemon(flannel)
+    assert "failed to start listening on UDP socket" in said(host)
+    wait_until(lambda: devices([host]) == [set()])
+    host.start_daemon(flannel)
+    assert lab.ping(patience=5).unreachable == []
+    assert devices([host]) == [{"flannel0"}]
+    assert host.subnet_file.read_text() == env
+    assert raw_lease(lab, key)[0] == lease
 
 
 def our_command(lab, nftables, program):

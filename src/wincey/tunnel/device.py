@@ -119,7 +119,7 @@ class Interface:
             return False
         self._tokens -= 1
         try:
-            self._raw.sendto(net_unreachable(packet, self._address()), (socket.inet_ntoa(packet[12:16]), 0))
+            self._raw.sendto(net_unreachable(packet, self.address()), (socket.inet_ntoa(packet[12:16]), 0))
         except OSError:
             return False
         return True
@@ -128,7 +128,8 @@ class Interface:
         """Release the raw socket; the TUN's descriptor is its owner's to close."""
         self._raw.close()
 
-    def _address(self) -> bytes:
+    def address(self) -> bytes:
+        """The device's IPv4 address, 0.0.0.0 while it has none; raises OSError."""
         try:
             return self._request(_SIOCGIFADDR)[20:24]
         except OSError as error:

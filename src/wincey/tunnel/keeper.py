@@ -3,8 +3,9 @@
 It starts detached from any daemon, and no daemon's end touches it. A batch of packets each way, then whoever has
 something to say on the control socket: neither starves the other.
 
-It ends when told to (`stop`), when another keeper has taken over (`taken`), on SIGTERM, or when its device is deleted: then
-there is nothing left to keep, and the end of its connections tells the daemon at once.
+It ends when told to (`stop`), when another keeper has taken over (`taken`), on SIGTERM, when no daemon is there and flannel
+wants its place (see successor), or when its device is deleted: then there is nothing left to keep, and the end of its
+connections tells the daemon at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from wincey.tunnel.control import BUILD, DirectoryAddress, Header, connect, decode, encode
 from wincey.tunnel.device import Interface, open_tun, open_udp
 from wincey.tunnel.relay import Relay
+from wincey.tunnel.successor import Successor
 
 _TIMEOUT = 5.0  # seconds a keeper waits for the one it takes over from
 _READ = 1 << 16  # bytes read from a control connection at once
@@ -89,8 +91,9 @@ class Keeper:
 
     def _loop(self) -> None:
         poll = self._poll = select.epoll()
-        tun, listener = self._relay.tun, self._listener.fileno()
-        for descriptor in (tun, self._relay.udp.fileno(), listener):
+        successor = Successor()
+        tun, listener, rivals = self._relay.tun, self._listener.fileno(), successor.socket.fileno()
+        for descriptor in (tun, self._relay.udp.fileno(), listener, rivals):
             poll.register(descriptor, select.EPOLLIN)
         while self._running:
             for descriptor, events in poll.poll():
@@ -102,6 +105,11 @@ class Keeper:
                     self._serve(self._clients[descriptor], events)
                 elif descriptor == listener:
                     self._accept()
+                elif descriptor == rivals:
+                    name = self._interface.name  # "" when the device was moved to another namespace
+                    wanted = successor.came_and_went(name, self._interface.address() if name else b"-")
+                    if wanted and not self._clients:
+                        return
                 else:
                     self._relay.inbound()
 
