@@ -89,7 +89,7 @@ def test_daemon_is_stopped_killed_and_started_again_while_traffic_flows(sandbox)
         with pytest.raises(LabError, match="has a daemon already"):
             host.start_daemon()
         host.stop_daemon()
-        assert host.daemon.exit_code == -signal.SIGTERM
+        assert host.daemon.exit_code == 0  # as flannel, and so its stand-in, ends on SIGTERM
 
 
 def test_store_outage_is_one_and_what_it_held_comes_back(sandbox):
