@@ -351,7 +351,7 @@ class Network:
         elif update.lease:
             self._peers.put(update.key, update.lease)
         else:
-            self._peers.remove(update.key)
+            self._peers.remove(update.key, COMES_BACK)
         return None
 
     async def _take_in_own(self, update: Update, attrs: LeaseAttrs) -> str | None:

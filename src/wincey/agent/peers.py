@@ -65,7 +65,7 @@ class Peers:
         self.bad[bad.key] = bad
         self._once.warn(bad.key, bad.reason)
 
-    def remove(self, key: str, patience: float = COMES_BACK) -> None:
+    def remove(self, key: str, patience: float) -> None:
         """A lease is gone; what it asked for goes `patience` seconds later unless the lease comes back."""
         self.bad.pop(key, None)
         if key not in self._leaving:
