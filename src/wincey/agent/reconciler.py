@@ -71,7 +71,9 @@ class Reconciler:
         while True:
             retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else self._pause()
             try:
-                await asyncio.wait_for(self._wake.wait(), retry)
+                # Not wait_for, here and elsewhere: up to Python 3.11 it may swallow the cancellation that ends us.
+                async with asyncio.timeout(retry):
+                    await self._wake.wait()
             except TimeoutError:
                 self._why = self._why or ""
             if self._why:

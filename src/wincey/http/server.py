@@ -121,7 +121,8 @@ class HttpServer:
             if connection.idle:
                 connection.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), grace)
+            async with asyncio.timeout(grace):
+                await self._quiet.wait()
         for connection in list(self._connections):
             connection.cancel()
         await self._quiet.wait()

@@ -44,7 +44,8 @@ async def run(*command: str, text: str = "") -> Output:
     except OSError as error:
         raise ProgramFailed(f"{command[0]} can't be started: {error.strerror}") from None
     try:
-        out, err = await asyncio.wait_for(process.communicate(text.encode()), DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            out, err = await process.communicate(text.encode())
     except TimeoutError:
         raise ProgramFailed(f"{command[0]} did not end within {DEADLINE:g} s") from None
     finally:

@@ -139,7 +139,8 @@ class Renewal:
             )
             due = False
             try:
-                await asyncio.wait_for(self._kick.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._kick.wait()
                 self._kick.clear()
             except TimeoutError:
                 due = True

@@ -55,7 +55,8 @@ class KeeperConnection:
         self._waiting.append(answer)
         self._writer.write(encode(header, body))
         try:
-            reply, content = await asyncio.wait_for(answer, _ANSWER)
+            async with asyncio.timeout(_ANSWER):
+                reply, content = await answer
         except TimeoutError:
             raise TunnelError(f"the udp tunnel did not answer {header['do']!r} within {_ANSWER:.0f} s") from None
         if "error" in reply:
@@ -106,7 +107,8 @@ async def launch(control: Path, *settings: object) -> None:
         start_new_session=True,
     )
     try:
-        _, words = await asyncio.wait_for(process.communicate(), _START)
+        async with asyncio.timeout(_START):
+            _, words = await process.communicate()
     except TimeoutError:
         raise TunnelError(f"the udp tunnel did not start within {_START:.0f} s") from None
     finally:
