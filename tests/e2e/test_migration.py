@@ -240,6 +240,28 @@ def test_flannel_is_late(make_lab, measuring, change):
     assert lab.ping(patience=5).unreachable == []
 
 
+def test_a_host_that_can_not_follow(make_lab):
+    """Behind NAT there is no host-gw: that host stays with vxlan, and each side sends as the other wants it.
+
+    So packets come in by another device than answers go out by. Strict filters on devices that come into being, which ours
+    are, must not matter. A strict filter on the underlay would drop what comes from the late host: that is not ours to change.
+    """
+    lab = make_lab(config=config_of(VXLAN), hosts=3, start=["h1", "h2"])
+    for host in lab.hosts:
+        sh(host, "sysctl -qw net.ipv4.conf.default.rp_filter=1")
+    natted = lab.hosts[2]
+    sh(natted, "ip addr add 10.99.0.33/32 dev lo")
+    natted.start_daemon(f"{ours(lab)} --public-ip=10.99.0.33")
+    natted.attach()
+    assert lab.ping(patience=5).unreachable == []
+    lab.store.put_config(config_of(HOST_GW))
+    wait_until(lambda: [published(lab, host)["Type"] for host in lab.hosts] == ["host-gw", "host-gw", "vxlan"])
+    wait_until(lambda: "via 10.99.0.1 dev eth0" in sh(natted, "ip route"))
+    assert "going on with what was in force before" in said(natted)
+    assert "dev flannel.1" in sh(lab.hosts[0], f"ip route show {natted.gateways[0].network}")
+    assert lab.ping(patience=5).unreachable == []
+
+
 def strict(host):
     """Let the kernel drop what comes in by another way than answers would go out by."""
     names = ("all", "default", "eth0")

@@ -40,6 +40,8 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
     kind = attrs.backend_type or UdpBackend.type
     if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type}:
         raise BadLease(f"a peer uses the backend {kind!r}, which this host has no way to reach")
+    if kind == HostGwBackend.type:  # what it demands of our public address is for being reached, not for reaching
+        host = msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6)
     vni = read_vni(attrs) if kind == VxlanBackend.type else None
     seen = [options for known, options in host.known if known == kind]
     seen.sort(key=lambda options: options.raw("VNI") not in (vni, None if vni == 1 else vni))  # that device's own first
