@@ -4,10 +4,10 @@ import pytest
 
 from wincey.agent.planner import Planner, Policy
 from wincey.backends.base import HostFacts
-from wincey.backends.catalogue import make
+from wincey.backends.catalogue import make, towards
 from wincey.leasing.allocate import Identity
 from wincey.model.address import Subnet, parse_address, parse_mac
-from wincey.model.config import NetworkConfig
+from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, NotJoinable, UnknownBackend
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import (
@@ -238,7 +238,10 @@ def test_own_leases_are_no_peers():
 
 
 def test_a_peer_with_another_backend_is_reached_by_its_own():
-    assert planner("vxlan").peer(peer("host-gw")) == [Route(net("10.3.2.0/24"), "eth0", gateway=ip("10.99.0.2"))]
+    assert planner("vxlan").peer(peer("host-gw")) == [
+        Sysctl("net/ipv4/conf/flannel.1/rp_filter", "2"),  # what comes in there may not go out there
+        Route(net("10.3.2.0/24"), "eth0", gateway=ip("10.99.0.2")),
+    ]
     objects = planner("host-gw").peer(peer("vxlan"))
     assert Route(net("10.3.2.0/24"), "flannel.1", gateway=ip("10.3.2.0"), onlink=True) in objects
     assert Link("flannel.1", "vxlan", 1450, mac=MAC, vxlan=Vxlan(1, 8472, ip("10.99.0.1"), "eth0")) in objects
@@ -249,6 +252,27 @@ def test_a_peer_with_another_backend_is_reached_by_its_own():
 def test_a_peer_of_another_vni_gets_a_device_of_that_vni():
     objects = planner("vxlan").peer(peer(data=b'{"VNI":7,"VtepMAC":"%s"}' % PEER_MAC.encode()))
     assert "flannel.7" in {item.name for item in objects if isinstance(item, Link)}
+
+
+def test_a_late_peer_has_the_options_of_an_earlier_config():
+    known = [
+        ("vxlan", BackendOptions.of({"Type": "vxlan", "VNI": 2, "Port": 4790})),
+        ("vxlan", BackendOptions.of({"Type": "vxlan", "Port": 99999})),  # was refused
+        ("vxlan", BackendOptions.of({"Type": "vxlan", "Port": 4789, "MTU": 1400})),
+    ]
+    host = facts(known=known)
+    helper = towards(peer("vxlan").attrs, config("host-gw"), host)
+    assert [(link.mtu, link.vxlan.vni, link.vxlan.port) for link in helper.local(OWN) if isinstance(link, Link)] == [
+        (1350, 1, 4789)
+    ]
+    unknown = towards(peer("vxlan").attrs, config("host-gw"), facts())
+    assert [(link.mtu, link.vxlan.port) for link in unknown.local(OWN) if isinstance(link, Link)] == [(1450, 8472)]
+
+
+def test_a_translated_address_is_no_obstacle_to_reaching_host_gw_peers():
+    host = facts(public=ip("203.0.113.7"))
+    [route] = towards(peer("host-gw").attrs, config("vxlan"), host).peer(OWN, peer("host-gw"))
+    assert route == Route(net("10.3.2.0/24"), "eth0", gateway=ip("10.99.0.2"))
 
 
 def test_a_peer_that_cannot_be_reached_is_one_bad_lease():

@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
 @pytest.fixture
 def measuring(tmp_path):
-    """Start pings between containers, and probes to the outside; all end with the test."""
+    """Start pings between containers; they end with the test."""
     started = []
 
-    def start(*pairs, probe=None):
+    def start(*pairs):
         started.extend(ContinuousPing(*pair, tmp_path) for pair in pairs)
         return started[-len(pairs) :]
 
