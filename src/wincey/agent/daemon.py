@@ -28,7 +28,7 @@ from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver, bridge_netfilter_note
 from wincey.kernel.traffic import TrafficRulesDriver
 from wincey.model.address import Subnet
-from wincey.model.errors import StoreError
+from wincey.model.errors import StoreError, WinceyError
 from wincey.model.state import Scope
 from wincey.observe.health import Health, serve_health
 from wincey.store.kv import KeyValueStore
@@ -92,11 +92,13 @@ async def _live(options: DaemonOptions, health: Health) -> None:
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     if note := bridge_netfilter_note():
         log.warning("%s", note)
-    store = await _open_store(options, health, rng)
+    store = await _open_store(options, health, state, rng)
     tasks: list[asyncio.Task[None]] = []
     try:
 
         def on_ready(reason: str | None) -> None:
+            state.tell(reason)
+            state.tell(reason)
             if reason is None:
                 health.set_ready()
                 sdnotify.notify("READY=1")
@@ -118,6 +120,9 @@ async def _live(options: DaemonOptions, health: Health) -> None:
         links.watch_hosts(lambda why: network.host_changed())
         tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
         await asyncio.gather(*tasks)
+    except WinceyError as error:
+        state.tell(str(error))
+        raise
     finally:
         for task in tasks:
             task.cancel()
@@ -126,7 +131,7 @@ async def _live(options: DaemonOptions, health: Health) -> None:
         await store.close()
 
 
-async def _open_store(options: DaemonOptions, health: Health, rng: random.Random) -> KeyValueStore:
+async def _open_store(options: DaemonOptions, health: Health, state: State, rng: random.Random) -> KeyValueStore:
     """Open it, with patience: a daemon may start before its store does, and before anybody has put a config."""
     told = ""
     while True:
@@ -147,6 +152,7 @@ async def _open_store(options: DaemonOptions, health: Health, rng: random.Random
             told = reason
             log.error("%s; trying on", reason)
             health.set_not_ready(reason)
+            state.tell(reason)
         await asyncio.sleep(rng.uniform(0.8, 1.2))
 
 
