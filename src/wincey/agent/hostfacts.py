@@ -30,8 +30,8 @@ class Wishes(msgspec.Struct, frozen=True):
 class HostLook:
     """Reads the host's facts, again and again; says why that interface and address whenever the answer is new."""
 
-    def __init__(self, wishes: Wishes, macs: dict[str, MacAddress]) -> None:
-        self._wishes, self._macs = wishes, macs
+    def __init__(self, wishes: Wishes, macs: dict[str, MacAddress], tun: str = "flannel0") -> None:
+        self._wishes, self._macs, self._tun = wishes, macs, tun
         self._told = ""
 
     def __call__(self, config: NetworkConfig) -> HostFacts:
@@ -61,6 +61,7 @@ class HostLook:
             connected=self._connected(config),
             macs=self._macs,
             kernel=_kernel(),
+            tun=self._tun,
         )
 
     def _connected(self, config: NetworkConfig) -> tuple[tuple[Subnet, str], ...]:

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from wincey.agent.company import NetworkConflict, Seat
 from wincey.agent.envfile import EnvFile, read_env_file, write_env_file
 from wincey.agent.once import Once
 from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
@@ -43,7 +44,7 @@ from wincey.model.errors import (
 )
 from wincey.model.lease import Lease, LeaseAttrs
 from wincey.model.state import InterfaceAddress, Link, Route, RuleSet, Scope, Tunnel
-from wincey.store.registry import Registry, Snapshot, Update
+from wincey.store.registry import LeaseStore, Snapshot, Update
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class _Prepared(msgspec.Struct):
     config: NetworkConfig
     facts: HostFacts
     backend: Backend
-    awaits_host: bool = False  # there is another config, which this host can't follow as it is
+    awaits_host: bool = False  # there is another config, which this host can't follow as it and its networks are
 
     @property
     def identity(self) -> Identity:
@@ -92,12 +93,15 @@ class _Prepared(msgspec.Struct):
 
 
 class Network:
-    """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet)."""
+    """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet).
+
+    seat: its place among the host's networks, None where it is the only one.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        registry: LeaseStore,
         reconciler: Reconciler,
         *,
         state: State,
@@ -106,7 +110,9 @@ class Network:
         choose_rules: Callable[[NetworkConfig], Awaitable[None]],
         on_ready: Callable[[str | None], None],
         rng: random.Random,
+        seat: Seat | None = None,
     ) -> None:
+        self._seat = seat
         self._settings, self._registry, self._reconciler = settings, registry, reconciler
         self._state, self._host, self._look, self._on_ready, self._rng = state, host, look, on_ready, rng
         self._choose_rules = choose_rules
@@ -120,11 +126,20 @@ class Network:
         self._host_changed = asyncio.Event()
         self._once = Once()
         self._peers = Peers(reconciler, self._once)
-        registry.store.on_outage(self._on_outage)
+        registry.on_outage(self._on_outage)
 
     def host_changed(self) -> None:
         """An address or link of the host changed: look again."""
         self._host_changed.set()
+
+    def company_changed(self) -> None:
+        """The host's other networks have other ranges by now, or something that was refused may be free."""
+        planner = self._peers.planner
+        if planner and self._seat:
+            planner.others = self._seat.others()
+            self._reconciler.desired.put(LOCAL, planner.local())
+            self._reconciler.apply_soon()
+        self.host_changed()
 
     async def run(self) -> None:
         """Live until cancelled. Raises WinceyError when the host can't join; later failures are waited out."""
@@ -143,7 +158,10 @@ class Network:
         """
         prepared, snapshot = await self._prepare()
         # The data of all hosts were lost, not those of some who left: ours went with them.
-        lost = self._claim is not None and self._claim.key not in snapshot.claims
+        if self._claim:
+            lost = self._claim.key not in snapshot.claims
+        else:
+            lost = self._lease is not None and self._registry.lease_key(self._lease.key) not in snapshot.leases
         attrs = prepared.backend.attrs()
         try:
             await self._stake(prepared)
@@ -227,7 +245,7 @@ class Network:
                     # Remember what was refused, or its presence would look like a change for ever.
                     self._prepared.raw = raw or b""
                     # With the config it can be had again at the next change; with the host, at that of the host.
-                    self._prepared.awaits_host = isinstance(error, NotJoinable)
+                    self._prepared.awaits_host = isinstance(error, (NotJoinable, NetworkConflict))
                     return self._prepared, snapshot
                 if isinstance(error, (UnknownBackend, NotJoinable)):
                     raise
@@ -242,6 +260,9 @@ class Network:
         for warning in config.warnings:
             self._once.warn(self._registry.config_key, warning)
         facts = self._look(config)
+        backend = make(config, facts)
+        if self._seat:
+            self._seat.take(config)
         identity = Identity(
             facts.public if config.enable_ipv4 else None, facts.public_v6 if config.enable_ipv6 else None
         )
@@ -251,15 +272,18 @@ class Network:
                 # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
                 self._state.macs.update(macs)
                 self._state.devices.update(macs)
-        return _Prepared(raw, config, facts, make(config, facts))
+        return _Prepared(raw, config, facts, backend)
 
     async def _stake(self, prepared: _Prepared) -> None:
+        claims = self._registry.claims
+        if claims is None:
+            return
         address = prepared.identity.public_ip or prepared.identity.public_ipv6
         assert address
         key = self._registry.claim_key(format_address(address))
         if self._claim and self._claim.key == key:
             return
-        claim = Claim(self._registry.store, key, self._host)
+        claim = Claim(claims, key, self._host)
 
         async def stake() -> None:
             try:
@@ -282,6 +306,7 @@ class Network:
             identity=prepared.identity,
             own=self._lease.key,
             policy=self._settings.policy,
+            others=self._seat.others() if self._seat else None,
         )
         desired = self._reconciler.desired
         desired.put(LOCAL, self._peers.planner.local())

@@ -19,6 +19,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     underlay: name of the chosen interface. mtu: its MTU. local, local_v6: its own addresses. public, public_v6: what peers
     reach it by (another one behind NAT). connected: subnets that are reached without a gateway, and by which device.
     macs: MAC addresses for devices of ours that must stay as they were, by device name. kernel: release as (major, minor).
+    tun: the name for a TUN device, which no other network of this host has.
     """
 
     underlay: str
@@ -30,6 +31,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     connected: Sequence[tuple[Subnet, str]] = ()
     macs: Mapping[str, MacAddress] = {}
     kernel: tuple[int, int] = (0, 0)
+    tun: str = "flannel0"
 
     def device_towards(self, address: Address) -> str | None:
         """The device that an address is directly connected to, None if it takes a gateway. The longest prefix counts."""

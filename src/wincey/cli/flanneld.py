@@ -13,7 +13,9 @@ from wincey.cli.options import Options, load
 from wincey.model.errors import WinceyError
 
 if TYPE_CHECKING:
-    from wincey.agent.daemon import DaemonOptions
+    from collections.abc import Coroutine
+
+    from wincey.agent.life import DaemonOptions
 
 
 def main() -> None:
@@ -48,10 +50,10 @@ def _start(options: Options) -> int:
         log.error("%s", complaint)
     for warning in options.warnings:
         log.warning("%s", warning)
-    from wincey.agent.daemon import clean_up, serve
+    from wincey.agent.daemon import serve
 
     try:
-        asyncio.run(clean_up(options.subnet_file) if options.cleanup else serve(_daemon_options(options)))
+        asyncio.run(_clean_up(options) if options.cleanup else serve(_daemon_options(options)))
     except WinceyError as error:
         log.critical("%s", error)
         return error.exit_code
@@ -60,9 +62,17 @@ def _start(options: Options) -> int:
     return 0
 
 
+def _clean_up(options: Options) -> Coroutine[None, None, object]:
+    from wincey.agent.life import clean_up
+    from wincey.agent.networks import clean_up_all
+
+    several = options.networks or options.watch_networks
+    return clean_up_all(options.subnet_dir) if several else clean_up(options.subnet_file)
+
+
 def _daemon_options(options: Options) -> DaemonOptions:
-    from wincey.agent.daemon import DaemonOptions
     from wincey.agent.hostfacts import Wishes
+    from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
     from wincey.store.open import StoreOptions
@@ -101,6 +111,9 @@ def _daemon_options(options: Options) -> DaemonOptions:
         healthz_port=options.healthz_port,
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
         audit=max(60.0, options.iptables_resync),
+        several=Several(options.networks, options.watch_networks, options.subnet_dir)
+        if options.networks or options.watch_networks
+        else None,
     )
 
 

@@ -17,11 +17,9 @@ from wincey import __version__
 from wincey.cli.goflags import Flag, Parsed, apply_environment, describe, parse_arguments, usage
 from wincey.model.address import Address, Subnet, parse_address
 from wincey.model.errors import BadAddress, BadOption, UsageError
+from wincey.model.networkname import check_network_name
 
 NOT_YET = {
-    "networks": "several networks in one daemon",
-    "watch-networks": "several networks in one daemon",
-    "subnet-dir": "several networks in one daemon",
     "listen": "the client and server mode",
     "remote": "the client and server mode",
     "remote-keyfile": "the client and server mode",
@@ -69,6 +67,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     public_ip: Address | None
     public_ipv6: Address | None
     subnet_file: str
+    networks: tuple[str, ...]
+    watch_networks: bool
+    subnet_dir: str
     ip_masq: bool
     ip_masq_fully_random_disable: bool
     ip_masq_exclude: tuple[Subnet, ...]
@@ -190,6 +191,14 @@ def _endpoints(text: str) -> tuple[str, ...]:
     return endpoints
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(dict.fromkeys(check_network_name(name) for name in names))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
 def _store(text: str) -> str | None:
     if text in {"", "etcd"}:
         return None
@@ -229,6 +238,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("iptables-forward-rules", "b", True, "accept forwarded traffic of the cluster network", "0.11.0"),
     Flag("ip-blackhole-route", "b", False, "keep a blackhole route for our subnet's unused addresses", "0.27.1"),
     Flag("cleanup", "b", False, "remove all that we made on this host, and end"),
+    # Several networks.
+    Flag("networks", "s", (), "join these networks, names separated by commas", "0.5.0", "0.7.1", read=_networks),
+    Flag("watch-networks", "b", False, "join and leave networks as they come and go in the store", "0.5.6", "0.7.1"),
+    Flag("subnet-dir", "s", "/run/flannel/networks", "directory for a file NETWORK.env of each", "0.5.0", "0.7.1"),
     # Health, log, help.
     Flag("healthz-ip", "s", "0.0.0.0", "address that /healthz and /readyz listen on", "0.8.0"),
     Flag("healthz-port", "i", 0, "port that /healthz and /readyz listen on; 0 for none", "0.8.0"),
@@ -242,9 +255,6 @@ FLAGS: tuple[Flag, ...] = (
     Flag("log_dir", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("version", "b", False, "print the version and end", "0.1.0"),
     # Refused for now, see NOT_YET.
-    Flag("networks", "s", "", "names of several networks, separated by commas", "0.5.0", "0.7.1"),
-    Flag("watch-networks", "b", False, "join every network there is, as they come and go", "0.5.6", "0.7.1"),
-    Flag("subnet-dir", "s", "/run/flannel/networks", "directory for the files of several networks", "0.5.0", "0.7.1"),
     Flag("listen", "s", "", "be a server for remote hosts on this address", "0.5.0", "0.7.1"),
     Flag("remote", "s", "", "be a client of the server at this address", "0.5.0", "0.7.1"),
     Flag("remote-keyfile", "s", "", "file with the TLS key between client and server", "0.5.2", "0.7.1"),
