@@ -28,7 +28,7 @@ from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver
 from wincey.kernel.traffic import TrafficRulesDriver
 from wincey.model.address import Subnet
-from wincey.model.errors import StoreError
+from wincey.model.errors import StoreError, WinceyError
 from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
 from wincey.store.open import StoreOptions, open_store
