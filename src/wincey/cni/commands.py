@@ -97,18 +97,16 @@ def with_gateways(result: dict[str, Any]) -> dict[str, Any]:
     `bridge` sends a route without one to the gateway of the address, but its CHECK then looks for a route without a gateway,
     and finds fault with every healthy container.
     """
-    gateways = {":" in each["gateway"]: each["gateway"] for each in reversed(result.get("ips") or []) if _gateway(each)}
-    routes = [
-        {**route, "gw": gateways[":" in route["dst"]]}
-        if not route.get("gw") and ":" in route.get("dst", "") in gateways
-        else route
-        for route in result.get("routes") or []
-    ]
+    gateways = {_is_v6(text): text for each in reversed(result.get("ips") or []) if (text := each.get("gateway"))}
+    routes = []
+    for route in result.get("routes") or []:
+        gateway = gateways.get(_is_v6(route.get("dst", "")))
+        routes.append({"gw": gateway} | route if gateway else route)
     return {**result, "routes": routes} if routes else result
 
 
-def _gateway(address: Any) -> bool:
-    return isinstance(address, dict) and isinstance(address.get("gateway"), str) and bool(address["gateway"])
+def _is_v6(text: str) -> bool:
+    return ":" in text
 
 
 def _check_subnet(config: dict[str, Any], now: list[str]) -> None:

@@ -39,20 +39,24 @@ class _Context:
 def decode(data: bytes) -> Any:
     """The value that a JSON text stands for; raises ValueError."""
     text = data.decode().strip(_BLANKS)
-    if _json is None:
-        import json  # noqa: PLC0415  # see above
-
-        return json.loads(text, parse_constant=_refuse)
     try:
+        if _json is None:
+            return _decode_by_json(text)
         value, end = _json.make_scanner(_Context)(text, 0)  # type: ignore[arg-type]  # these attributes are all it wants
-    except StopIteration as stop:
-        where = stop.value if isinstance(stop.value, int) else 0
-        raise ValueError(f"expecting a value at character {where}" if text else "it is empty") from None
+    except (StopIteration, SystemError):
+        # The parser leaves its exceptions to json.decoder, and without it says no more than that something is wrong.
+        return _decode_by_json(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if end != len(text):
         raise ValueError(f"more text after its end, at character {end}")
     return value
+
+
+def _decode_by_json(text: str) -> Any:
+    import json  # noqa: PLC0415  # not unless it is needed, see above
+
+    return json.loads(text, parse_constant=_refuse)
 
 
 def encode(value: Any) -> bytes:
