@@ -29,10 +29,11 @@ from wincey.kernel.sysctl import SysctlDriver
 from wincey.kernel.traffic import TrafficRulesDriver
 from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
+from wincey.model.networkname import UNNAMED
 from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
-from wincey.store.open import StoreOptions, open_store
-from wincey.store.registry import Registry
+from wincey.store.open import StoreOptions, open_remote, open_store
+from wincey.store.registry import LeaseStore, Registry
 from wincey.tunnel.driver import TunnelDriver
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     links = RtnetlinkDriver()
     drivers: Sequence[Driver] = (TunnelDriver(state.directory), links, SysctlDriver(), rules)
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
-    store: KeyValueStore | None = None
+    registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
 
     def on_ready(reason: str | None) -> None:
@@ -89,13 +90,17 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             _settle_memory()
 
     try:
-        store = await _open_store(options, on_ready, rng)
+        me = this_host()
+        if options.store.remote:
+            registry = open_remote(options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}")
+        else:
+            registry = Registry(await _open_store(options, on_ready, rng), options.prefix)
         network = Network(
             options.settings,
-            Registry(store, options.prefix),
+            registry,
             reconciler,
             state=state,
-            host=this_host(),
+            host=me,
             look=HostLook(options.wishes, state.macs, seat.tun(state.devices) if seat else "flannel0"),
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
@@ -117,8 +122,8 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await reconciler.close()
-        if store:
-            await store.close()
+        if registry:
+            await registry.close()
 
 
 async def _open_store(options: DaemonOptions, tell: Callable[[str | None], None], rng: random.Random) -> KeyValueStore:

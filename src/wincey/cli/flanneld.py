@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from wincey.agent.life import DaemonOptions
+    from wincey.store.open import StoreOptions
 
 
 def main() -> None:
@@ -50,16 +51,39 @@ def _start(options: Options) -> int:
         log.error("%s", complaint)
     for warning in options.warnings:
         log.warning("%s", warning)
-    from wincey.agent.daemon import serve
 
     try:
-        asyncio.run(_clean_up(options) if options.cleanup else serve(_daemon_options(options)))
+        asyncio.run(_work(options))
     except WinceyError as error:
         log.critical("%s", error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _work(options: Options) -> Coroutine[None, None, object]:
+    if options.cleanup:
+        return _clean_up(options)
+    if options.listen:
+        from wincey.agent.serving import ServerOptions, serve_remote
+
+        return serve_remote(
+            ServerOptions(
+                store=_store_options(options),
+                prefix=options.etcd_prefix,
+                where=options.listen,
+                keyfile=options.remote_keyfile,
+                certfile=options.remote_certfile,
+                cafile=options.remote_cafile,
+                token_file=options.remote_token_file,
+                healthz_ip=options.healthz_ip,
+                healthz_port=options.healthz_port,
+            )
+        )
+    from wincey.agent.daemon import serve
+
+    return serve(_daemon_options(options))
 
 
 def _clean_up(options: Options) -> Coroutine[None, None, object]:
@@ -75,19 +99,9 @@ def _daemon_options(options: Options) -> DaemonOptions:
     from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
-    from wincey.store.open import StoreOptions
 
     return DaemonOptions(
-        store=StoreOptions(
-            store=f"sqlite:{options.sqlite_path}" if options.sqlite_path else "etcd",
-            api=options.etcd_api,  # type: ignore[arg-type]  # its flag takes no other values
-            endpoints=list(options.etcd_endpoints),
-            keyfile=options.etcd_keyfile,
-            certfile=options.etcd_certfile,
-            cafile=options.etcd_cafile,
-            username=options.etcd_username,
-            password=options.etcd_password,
-        ),
+        store=_store_options(options),
         prefix=options.etcd_prefix,
         settings=Settings(
             subnet_file=options.subnet_file,
@@ -114,6 +128,29 @@ def _daemon_options(options: Options) -> DaemonOptions:
         several=Several(options.networks, options.watch_networks, options.subnet_dir)
         if options.networks or options.watch_networks
         else None,
+    )
+
+
+def _store_options(options: Options) -> StoreOptions:
+    from wincey.store.open import RemoteOptions, StoreOptions
+
+    remote = RemoteOptions(
+        servers=options.remote,
+        keyfile=options.remote_keyfile,
+        certfile=options.remote_certfile,
+        cafile=options.remote_cafile,
+        token_file=options.remote_token_file,
+    )
+    return StoreOptions(
+        store=f"sqlite:{options.sqlite_path}" if options.sqlite_path else "etcd",
+        api=options.etcd_api,  # type: ignore[arg-type]  # its flag takes no other values
+        endpoints=list(options.etcd_endpoints),
+        keyfile=options.etcd_keyfile,
+        certfile=options.etcd_certfile,
+        cafile=options.etcd_cafile,
+        username=options.etcd_username,
+        password=options.etcd_password,
+        remote=remote if options.remote else None,
     )
 
 

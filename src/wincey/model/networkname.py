@@ -6,6 +6,9 @@ import re
 
 from wincey.model.errors import UsageError
 
+UNNAMED = "_"
+"""What stands for the network without a name, in addresses of the HTTP API and in permissions."""
+
 RESERVED = frozenset({"config", "subnets", "wincey"})
 """Names that have a meaning of their own below a prefix."""
 

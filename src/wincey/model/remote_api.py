@@ -18,9 +18,6 @@ from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadAddress, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 
-UNNAMED = "_"
-"""What a path has in place of a network's name for the network without one."""
-
 HOST = "wincey-host"
 """Request header: who asks, `NAME INSTANCE`, as its host claim has it."""
 ADDRESS = "wincey-address"

@@ -65,18 +65,6 @@ def read_grants(path: str) -> dict[str, Grant]:
     return grants
 
 
-def read_token(path: str) -> str:
-    """A client's token: the first word of its file, which may be a server's with one line. Raises BadOption."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            words = [words[0] for line in file if (words := line.partition("#")[0].split())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOption(f"--remote-token-file {path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(words) != 1 or not words[0].isascii() or words[0].startswith("cert:"):
-        raise BadOption(f"--remote-token-file {path}: a client's has one line, the token")
-    return words[0]
-
-
 class Access:
     """Judges requests. path: the token file, "" for none; raises BadOption when it can't be used."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
@@ -31,6 +30,7 @@ from wincey.model.errors import (
     WinceyError,
 )
 from wincey.model.lease import TTL, Lease, LeaseAttrs, LeaseKey
+from wincey.model.networkname import UNNAMED, is_network_name
 from wincey.server.access import Access, Grant
 from wincey.server.feed import Feed
 from wincey.server.network import Network, host_of, poll, wished
@@ -41,7 +41,6 @@ from wincey.store.registry import Registry
 log = logging.getLogger(__name__)
 
 _JSON = "application/json; charset=utf-8"
-_NETWORK = re.compile(r"[\w.:-]{1,100}")
 _NOT_FOUND = Response(404, b"404 page not found\n")
 _Head: TypeAlias = tuple[int, tuple[tuple[str, str], ...]]
 _OTHERWISE: _Head = (500, ())
@@ -104,8 +103,8 @@ class Api:
         try:
             return await self._route(request, grant)
         except WinceyError as error:
-            status, headers = next((answer for kind, answer in _FAILURES if isinstance(error, kind)), _OTHERWISE)
-            return Response(status, f"{error}\n".encode(), headers=headers)
+            head: _Head = next((head for kind, head in _FAILURES if isinstance(error, kind)), _OTHERWISE)
+            return Response(head[0], f"{error}\n".encode(), headers=head[1])
 
     async def _route(self, request: Request, grant: Grant) -> Response:
         parts = request.path.split("/")
@@ -115,7 +114,7 @@ class Api:
             return await self._all_networks(request, grant) if request.method == "GET" else _NOT_FOUND
         name, what, key = (*parts[2:], "", "")[:3]
         answering = self._routes.get((request.method, what, len(parts) == 5))
-        if answering is None or not _NETWORK.fullmatch(name):
+        if answering is None or not (name == UNNAMED or is_network_name(name)):
             return _NOT_FOUND
         if not grant.allows(name):
             log.warning("refused %s: %s does not allow network %s", request.peer, grant.who, name)

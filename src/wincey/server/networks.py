@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from wincey.model.remote_api import UNNAMED
+from wincey.model.networkname import UNNAMED
 from wincey.store.kv import Change, KeyValueStore
 
 

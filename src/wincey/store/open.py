@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from wincey.model.errors import UsageError
 from wincey.store.kv import KeyValueStore
 
+if TYPE_CHECKING:
+    from wincey.store.remote import RemoteRegistry
+
+
+class RemoteOptions(msgspec.Struct, frozen=True):
+    """Servers in place of a store. servers: as parse_servers reads them. token_file: "" for none."""
+
+    servers: tuple[str, ...]
+    keyfile: str = ""
+    certfile: str = ""
+    cafile: str = ""
+    token_file: str = ""
+
 
 class StoreOptions(msgspec.Struct):
-    """What the command line says about the store. store: "" or `etcd`, or `sqlite:PATH`; the rest is for etcd."""
+    """What the command line says about the store. store: "" or `etcd`, or `sqlite:PATH`; the rest but `remote` is for etcd.
+
+    remote: the servers to ask in its place (open_remote), if any.
+    """
 
     store: str = ""
     api: Literal["auto", "v3", "v2"] = "auto"
@@ -21,6 +37,7 @@ class StoreOptions(msgspec.Struct):
     cafile: str = ""
     username: str = ""
     password: str = ""
+    remote: RemoteOptions | None = None
 
     def __repr__(self) -> str:
         return f"StoreOptions(store={self.store!r}, api={self.api!r}, endpoints={self.endpoints!r})"  # no secrets
@@ -43,3 +60,20 @@ async def open_store(options: StoreOptions, prefix: str) -> KeyValueStore:
     from wincey.store.etcd import open_etcd  # noqa: PLC0415  # as above
 
     return await open_etcd(options, "/" + prefix.strip("/") + "/")
+
+
+def open_remote(options: RemoteOptions, network: str, host: str) -> RemoteRegistry:
+    """A network behind servers. network: `_` for the one without a name. host: see RemoteRegistry. Raises UsageError,
+    BadOption. As with flannel it is TLS when any file for it is given; certificates are judged by the system's roots
+    unless there is a cafile."""
+    from wincey.store.endpoints import tls_context  # noqa: PLC0415  # only what is used costs memory
+    from wincey.store.remote import RemoteRegistry, read_token  # noqa: PLC0415  # likewise
+
+    wants_tls = bool(options.keyfile or options.certfile or options.cafile)
+    scheme = "https" if wants_tls else "http"
+    urls = [server if "://" in server else f"{scheme}://{server}" for server in options.servers]
+    tls = None
+    if any(url.startswith("https:") for url in urls):
+        tls = tls_context(options.keyfile, options.certfile, options.cafile, flags="--remote")
+    token = read_token(options.token_file) if options.token_file else ""
+    return RemoteRegistry(urls, tls, network=network, host=host, token=token)

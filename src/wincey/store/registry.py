@@ -89,6 +89,9 @@ class LeaseStore(Protocol):
     async def release(self, lease: Lease) -> bool:
         """Give it back; raises KeyConflict."""
 
+    async def close(self) -> None:
+        """End all connections."""
+
 
 class Registry:
     """One network in a store. prefix: as --etcd-prefix, with `/NETWORK` appended for a named network."""
@@ -187,6 +190,10 @@ class Registry:
     async def release(self, lease: Lease) -> bool:
         """Give a lease back, unless it changed since it was read (raises KeyConflict)."""
         return await self.store.delete(self.lease_key(lease.key), lease.revision)
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self.store.close()
 
     def lease_key(self, key: LeaseKey) -> str:
         """The store key of a lease."""

@@ -22,6 +22,7 @@ from wincey.model import remote_api as wire
 from wincey.model.address import format_address
 from wincey.model.errors import (
     BadLease,
+    BadOption,
     DuplicateHost,
     HistoryLost,
     KeyConflict,
@@ -31,6 +32,7 @@ from wincey.model.errors import (
     StoreUnavailable,
 )
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.networkname import UNNAMED
 from wincey.store.endpoints import Endpoints, NoSuchApi
 from wincey.store.kv import KeyValueStore, OutageCallback
 from wincey.store.registry import Snapshot, Update
@@ -55,7 +57,7 @@ class RemoteRegistry:
         urls: Sequence[str],
         tls: ssl.SSLContext | None = None,
         *,
-        network: str = wire.UNNAMED,
+        network: str = UNNAMED,
         host: str = "",
         token: str = "",
         look: float = _LOOK,
@@ -245,6 +247,18 @@ class RemoteRegistry:
             return []
         self._config = config
         return [Update(self.config_key, "config", config=config)]
+
+
+def read_token(path: str) -> str:
+    """A client's token: the first word of its file, which may be a server's with one line. Raises BadOption."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            words = [words[0] for line in file if (words := line.partition("#")[0].split())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadOption(f"--remote-token-file {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(words) != 1 or not words[0].isascii() or words[0].startswith("cert:"):
+        raise BadOption(f"--remote-token-file {path}: a client's has one line, the token")
+    return words[0]
 
 
 def _watched(client: HttpClient, response: Response) -> wire.Watched:
