@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cni import ENV
 
+from support.cni import ENV
 from wincey.cni.jsontext import decode, encode
 from wincey.cni.netconf import bridge_name, delegate_config, parse_netconf
 from wincey.cni.protocol import CniError

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from support.cni import Plugin
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
@@ -206,19 +207,20 @@ class TestDel:
         assert not (plugin.state / "c1").exists()
 
 
-class TestCheck:
-    RESULT = {
-        "cniVersion": "1.0.0",
-        "ips": [
-            {"address": "10.1.17.2/24", "gateway": "10.1.17.1"},
-            {"address": "fc00::2/64", "gateway": "fc00::1"},
-        ],
-        "routes": [{"dst": "10.1.0.0/16"}, {"dst": "fc00::/48"}, {"dst": "10.9.0.0/16", "gw": "10.1.17.9"}],
-    }
+RESULT = {
+    "cniVersion": "1.0.0",
+    "ips": [
+        {"address": "10.1.17.2/24", "gateway": "10.1.17.1"},
+        {"address": "fc00::2/64", "gateway": "fc00::1"},
+    ],
+    "routes": [{"dst": "10.1.0.0/16"}, {"dst": "fc00::/48"}, {"dst": "10.9.0.0/16", "gw": "10.1.17.9"}],
+}
 
+
+class TestCheck:
     def test_the_delegate_looks(self, plugin, netns):
         add(plugin, netns)
-        assert plugin.call("CHECK", plugin.conf(prevResult=self.RESULT), netns=netns).code == 0
+        assert plugin.call("CHECK", plugin.conf(prevResult=RESULT), netns=netns).code == 0
         given = json.loads(stdin(plugin, "CHECK"))
         previous = given.pop("prevResult")
         assert given == json.loads(stdin(plugin, "ADD"))
@@ -235,7 +237,7 @@ class TestCheck:
     )
     def test_what_is_wrong_is_said(self, plugin, netns, spoil, code, words):
         add(plugin, netns)
-        conf = plugin.conf() if spoil == "result" else plugin.conf(prevResult=self.RESULT)
+        conf = plugin.conf() if spoil == "result" else plugin.conf(prevResult=RESULT)
         if spoil == "state":
             (plugin.state / "c1").unlink()
         elif spoil == "text":
