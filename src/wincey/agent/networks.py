@@ -13,17 +13,22 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from wincey.agent.company import Company
+from wincey.agent.identity import this_host
 from wincey.agent.life import DaemonOptions, Several, clean_up, live
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, HistoryLost, StoreError, WinceyError
 from wincey.observe.log import NETWORK
-from wincey.store.kv import Entry, KeyValueStore
+from wincey.store.kv import Entry
 from wincey.store.networklist import NetworkList
-from wincey.store.open import open_store
+from wincey.store.open import open_remote_list, open_store
+
+if TYPE_CHECKING:
+    from wincey.store.remotelist import RemoteNetworkList
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +47,27 @@ class Networks:
     async def run(self) -> None:
         """Live until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            store = await self._open()
+            networks = await self._open()
             try:
-                await self._follow(NetworkList(store, self._options.prefix), tasks)
+                await self._follow(networks, tasks)
             finally:
-                await store.close()
+                await networks.close()
 
-    async def _open(self) -> KeyValueStore:
+    async def _open(self) -> NetworkList | RemoteNetworkList:
         """Open the store when it shows which one it is: there is a network in it."""
+        if remote := self._options.store.remote:
+            me = this_host()
+            return open_remote_list(remote, self._several.names, f"{me.name} {me.instance}")
         told = ""
         while True:
             try:
                 store = await open_store(self._options.store, self._options.prefix)
+                networks = NetworkList(store, self._options.prefix)
                 if self._options.store.api != "auto" or self._options.store.store.startswith("sqlite:"):
-                    return store
-                found, _ = await NetworkList(store, self._options.prefix).read()
+                    return networks
+                found, _ = await networks.read()
                 if found:
-                    return store
+                    return networks
                 await store.close()
                 self._tell()
                 reason = self._nothing()
@@ -70,7 +79,7 @@ class Networks:
                 log.warning("%s", reason)
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
 
-    async def _follow(self, networks: NetworkList, tasks: asyncio.TaskGroup) -> None:
+    async def _follow(self, networks: NetworkList | RemoteNetworkList, tasks: asyncio.TaskGroup) -> None:
         first = True
         while True:
             try:

@@ -73,8 +73,8 @@ async def serve_remote(options: ServerOptions) -> None:
     finally:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
-        api.close()
         await server.close(grace=0.2)  # the long polls would never end by themselves
+        api.close()
         if probe:
             await probe.close()
         if api.store:

@@ -64,7 +64,7 @@ class _Result(msgspec.Struct):
 class _Networks(msgspec.Struct):
     events: list[_Event] | None
     snapshot: list[str] | None
-    cursor: str
+    cursor: str = ""
 
 
 class Reservation(msgspec.Struct):
@@ -216,6 +216,20 @@ def encode_network_changes(changes: Iterable[tuple[str, bool]], cursor: int) -> 
     return _encode(_Networks(events, None, str(cursor)))
 
 
+def decode_networks(body: bytes) -> tuple[list[str], int]:
+    """The names of all networks, and the cursor. Raises ValueError."""
+    message = _read_networks(body)
+    return message.snapshot or [], int(message.cursor or 0)
+
+
+def decode_network_changes(body: bytes) -> tuple[list[tuple[str, bool]] | None, int]:
+    """Networks that came (True) or went (False), None when all have to be read anew; the cursor. Raises ValueError."""
+    message = _read_networks(body)
+    if message.events is None:
+        return None, int(message.cursor or 0)
+    return [(event.network, event.type == "added") for event in message.events], int(message.cursor or 0)
+
+
 def encode_reservations(leases: Iterable[Lease]) -> bytes:
     """The leases that never expire."""
     return _encode(
@@ -244,6 +258,13 @@ def split_host(header: str) -> tuple[str, str] | None:
 def owner(key: LeaseKey, attrs: LeaseAttrs) -> Address | None:
     """The address that tells whose a lease is."""
     return attrs.public_ip if key.v4 else attrs.public_ipv6
+
+
+def _read_networks(body: bytes) -> _Networks:
+    try:
+        return msgspec.json.decode(body, type=_Networks)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"the list of networks can't be read: {error}") from None
 
 
 def _encode(message: object) -> bytes:

@@ -28,6 +28,10 @@ class NetworkList:
             if found:
                 yield found
 
+    async def close(self) -> None:
+        """Close the store."""
+        await self.store.close()
+
     def _name(self, key: str) -> str:
         """The network whose config a key is, "" if it is none."""
         name, slash, last = key.removeprefix(self._prefix).rpartition("/")

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
@@ -22,50 +21,31 @@ from wincey.model import remote_api as wire
 from wincey.model.address import format_address
 from wincey.model.errors import (
     BadLease,
-    BadOption,
-    DuplicateHost,
     HistoryLost,
     KeyConflict,
-    OutOfSubnets,
-    StoreDenied,
     StoreError,
     StoreUnavailable,
 )
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.networkname import UNNAMED
-from wincey.store.endpoints import Endpoints, NoSuchApi
+from wincey.store.endpoints import NoSuchApi
 from wincey.store.kv import KeyValueStore, OutageCallback
 from wincey.store.registry import Snapshot, Update
+from wincey.store.servers import Missing, Servers
 
 log = logging.getLogger(__name__)
 
 _POLL = 86_400.0  # seconds: a poll waits for as long as nothing happens
-_LOOK = 60.0  # seconds between looks at the config
-
-
-class _Missing(KeyConflict):
-    """The store behind the server has no such key."""
 
 
 class RemoteRegistry:
-    """One network behind servers. urls: the servers'. network: its name, `_` without one. host: `NAME INSTANCE`."""
+    """One network behind servers. network: its name, `_` without one. look: seconds between looks at the config."""
 
     claims: KeyValueStore | None = None  # the server sees to them
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        tls: ssl.SSLContext | None = None,
-        *,
-        network: str = UNNAMED,
-        host: str = "",
-        token: str = "",
-        look: float = _LOOK,
-    ) -> None:
-        self._endpoints = Endpoints(urls, tls, what="server", flag="--remote")
+    def __init__(self, servers: Servers, network: str = UNNAMED, *, look: float = 60.0) -> None:
+        self._servers, self._endpoints, self._look = servers, servers.endpoints, look
         self._base = f"/v1/{network}"
-        self._host, self._look = host, look
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._address = ""
         self._config: bytes | None = None
 
@@ -93,7 +73,7 @@ class RemoteRegistry:
 
     async def close(self) -> None:
         """End all connections."""
-        await self._endpoints.close()
+        await self._servers.close()
 
     async def config(self) -> bytes | None:
         """The config with its defaults filled in, None when nobody has put one."""
@@ -152,8 +132,8 @@ class RemoteRegistry:
     async def release(self, lease: Lease) -> bool:
         """Give it back; False when it was gone, or the server (flannel before 0.5.6) can't."""
         try:
-            await self._call("DELETE", f"/leases/{lease.key}")
-        except (_Missing, NoSuchApi):
+            await self._servers.call("DELETE", f"{self._base}/leases/{lease.key}")
+        except (Missing, NoSuchApi):
             return False
         return True
 
@@ -161,11 +141,10 @@ class RemoteRegistry:
         address = wire.owner(key, attrs)
         self._address = format_address(address) if address else ""
 
-    def _identified(self, headers: dict[str, str] | None = None) -> dict[str, str]:
-        return self._headers | ({wire.HOST: self._host} if self._host else {}) | (headers or {})
-
     async def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], attrs: LeaseAttrs) -> Lease:
-        response = await self._call(method, path, body, {"content-type": "application/json", **headers})
+        response = await self._servers.call(
+            method, self._base + path, body, {"content-type": "application/json", **headers}
+        )
         try:
             lease, _ = wire.decode_lease(response.body)
         except BadLease as error:
@@ -173,51 +152,33 @@ class RemoteRegistry:
         # A flannel server answers with what it has stored, which may be written otherwise than what we sent.
         return msgspec.structs.replace(lease, attrs=attrs)
 
-    async def _call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Response:
-        async def attempt(client: HttpClient, _uncertain: bool) -> Response:
-            return await self._exchange(client, method, path, body, headers)
-
-        return await self._endpoints.call(attempt)
-
-    async def _exchange(  # noqa: PLR0917  # an HTTP exchange has that many parts
-        self,
-        client: HttpClient,
-        method: str,
-        path: str,
-        body: bytes = b"",
-        headers: dict[str, str] | None = None,
-        timeout: float = 10.0,
-    ) -> Response:
-        target = self._base + path
-        response = await client.request(method, target, headers=self._identified(headers), body=body, timeout=timeout)
-        _check(client, target, response)
-        return response
-
     async def _read_config(self, client: HttpClient) -> bytes | None:
         try:
-            return (await self._exchange(client, "GET", "/config")).body
-        except _Missing:
+            return (await self._servers.exchange(client, "GET", f"{self._base}/config")).body
+        except Missing:
             return None
 
     async def _read_leases(self, client: HttpClient, path: str) -> wire.Watched:
-        return _watched(client, await self._exchange(client, "GET", path))
+        return _watched(client, await self._servers.exchange(client, "GET", self._base + path))
 
     async def _read_lease(self, client: HttpClient, key: LeaseKey) -> tuple[Lease, float | None]:
         try:
-            response = await self._exchange(client, "GET", f"/leases/{key}")
+            response = await self._servers.exchange(client, "GET", f"{self._base}/leases/{key}")
         except NoSuchApi:  # flannel before 0.5.6
-            response = await self._exchange(client, "GET", "/leases")
+            response = await self._servers.exchange(client, "GET", f"{self._base}/leases")
         for lease, expiration in wire.decode_expirations(response.body):
             if lease.key == key:
                 return lease, expiration
-        raise _Missing(f"{client.url}: the lease {key} is gone")
+        raise Missing(f"{client.url}: the lease {key} is gone")
 
     async def _follow(self, client: HttpClient, cursor: list[int]) -> AsyncGenerator[list[Update], None]:
         yield await self._look_at_config(client)  # that it answers shows that we are connected
         while True:
             headers = {wire.ADDRESS: self._address} if self._address else None
             poll = asyncio.create_task(
-                self._exchange(client, "GET", f"/leases?next={cursor[0]}", headers=headers, timeout=_POLL)
+                self._servers.exchange(
+                    client, "GET", f"{self._base}/leases?next={cursor[0]}", headers=headers, timeout=_POLL
+                )
             )
             try:
                 # The poll is never given up for a look: flannel's server would keep it.
@@ -249,18 +210,6 @@ class RemoteRegistry:
         return [Update(self.config_key, "config", config=config)]
 
 
-def read_token(path: str) -> str:
-    """A client's token: the first word of its file, which may be a server's with one line. Raises BadOption."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            words = [words[0] for line in file if (words := line.partition("#")[0].split())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOption(f"--remote-token-file {path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(words) != 1 or not words[0].isascii() or words[0].startswith("cert:"):
-        raise BadOption(f"--remote-token-file {path}: a client's has one line, the token")
-    return words[0]
-
-
 def _watched(client: HttpClient, response: Response) -> wire.Watched:
     try:
         watched = wire.decode_watched(response.body)
@@ -269,26 +218,3 @@ def _watched(client: HttpClient, response: Response) -> wire.Watched:
     for reason in watched.bad:
         log.warning("%s: a lease can't be read, and is passed over: %s", client.url, reason)
     return watched
-
-
-def _check(client: HttpClient, target: str, response: Response) -> None:
-    if response.status < 300:
-        return
-    reason = response.body[:500].decode("utf-8", "replace").strip()
-    text = f"{client.url}: {reason or f'HTTP status {response.status}'}"
-    kind = response.headers.get(wire.ERROR, "")
-    if response.status in {401, 403}:
-        raise StoreDenied(f"{text} (--remote-token-file, --remote-certfile)")
-    if kind == wire.DUPLICATE_HOST:
-        raise DuplicateHost(reason)
-    if kind == wire.OUT_OF_SUBNETS or "out of subnets" in reason:
-        raise OutOfSubnets(reason)
-    if response.status == 409:
-        raise KeyConflict(text)
-    if wire.KEY_NOT_FOUND in reason:
-        raise _Missing(text)
-    if response.status in {404, 405}:
-        raise NoSuchApi(f"{client.url} has no {target}: is it a flanneld with --listen?")
-    if response.status < 500:
-        raise StoreError(text)
-    raise StoreUnavailable(text)
