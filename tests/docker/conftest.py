@@ -4,8 +4,9 @@ import os
 import secrets
 
 import pytest
-from support.machine import Machine, require_docker
 
+from support.dockerd import require_docker
+from support.machine import Machine
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
 

@@ -7,9 +7,9 @@ import json
 import subprocess
 
 import pytest
+
 from support.keys import wait_until
 from support.machine import PROGRAMS
-
 from wincey.lab.namespace import set_sysctls
 
 OPTIONS = "mk-docker-opts.sh -i -d /run/flannel/flannel_docker_opts.env && cat /run/flannel/flannel_docker_opts.env"
@@ -20,7 +20,11 @@ setsid dockerd $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU >>/var/log/doc
 def config(store, network):
     text = json.dumps({"Network": network, "Backend": {"Type": "vxlan"}})
     done = subprocess.run(
-        [PROGRAMS / "wincey", "config", "set", "--store", store, "-"], input=text, capture_output=True, text=True, check=False
+        [PROGRAMS / "wincey", "config", "set", "--store", store, "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -45,9 +49,7 @@ def store(tmp_path_factory):
 def engines(machines, store):
     """h1 forwards nothing when its engine starts, so that Docker turns that on itself; h2 does."""
     for machine, forward in zip(machines, "01", strict=True):
-        machine.sh(
-            f"setsid flanneld --store={store} --iface=eth0 --ip-masq >>/var/log/flanneld.log 2>&1 </dev/null &"
-        )
+        machine.sh(f"setsid flanneld --store={store} --iface=eth0 --ip-masq >>/var/log/flanneld.log 2>&1 </dev/null &")
         wait_until(lambda machine=machine: in_network(machine, "10.5."))
         machine.sh(OPTIONS)
         set_sysctls(machine.host.netns, {"net/ipv4/ip_forward": forward})

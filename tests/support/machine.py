@@ -7,15 +7,12 @@ namespace of one sleeping process and is gone with it.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from support.dockerd import DAEMON_JSON, busybox_image, daemon_json, remove_cgroups
 from support.keys import wait_until
 from wincey.lab.node import Host
 from wincey.lab.process import clean_environment
@@ -39,13 +36,6 @@ exec sleep infinity
 """
 
 
-def require_docker() -> None:
-    """Skip where there is no Docker."""
-    for program in ("dockerd", "docker", "busybox"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed: apt-get install docker.io busybox-static")
-
-
 class Machine:
     """One host. `close` stops its engine and leaves the rest to the lab, which ends all who live in its namespace."""
 
@@ -61,33 +51,39 @@ class Machine:
         assert self._keeper.stdout
         assert self._keeper.stdout.readline() == "ready\n"
         # What a page need not say: how an engine must be set up to run beside others on this machine.
-        self.write(
-            "/etc/docker/daemon.json",
-            json.dumps(
-                {
-                    "storage-driver": "overlay2",
-                    "exec-opts": ["native.cgroupdriver=cgroupfs"],
-                    "cgroup-parent": f"/{host.netns}",
-                    "userland-proxy": False,
-                }
-            ),
-        )
+        self.write(DAEMON_JSON, daemon_json(host.netns))
 
     def argv(self, *command: str) -> list[str]:
         """The command that runs another one on this machine."""
-        return ["nsenter", "--mount", f"--target={self._keeper.pid}", f"--net=/proc/{self._keeper.pid}/ns/net", "--", *command]
+        return [
+            "nsenter",
+            "--mount",
+            f"--target={self._keeper.pid}",
+            f"--net=/proc/{self._keeper.pid}/ns/net",
+            "--",
+            *command,
+        ]
 
     def run(self, *command: str, timeout: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine."""
         environment = clean_environment(os.environ) | {"PATH": f"/opt/wincey/bin:{os.environ['PATH']}:/usr/sbin:/sbin"}
         return subprocess.run(  # type: ignore[call-overload,no-any-return]  # options of the caller
-            self.argv(*command), capture_output=True, text=True, timeout=timeout, check=False, cwd="/", env=environment, **options
+            self.argv(*command),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd="/",
+            env=environment,
+            **options,
         )
 
     def sh(self, script: str, timeout: float = 60) -> str:
         """Run a shell script that has to succeed; what it prints. Programs that it leaves running must not hold its output."""
         done = self.run("sh", "-ec", script, timeout=timeout, stdin=subprocess.DEVNULL)
-        assert done.returncode == 0, f"on {self.name}: {script}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, (
+            f"on {self.name}: {script}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout
 
     def write(self, path: str, text: str) -> None:
@@ -112,13 +108,7 @@ class Machine:
 
     def import_busybox(self, name: str = "busybox") -> None:
         """An image out of the machine's own busybox, as no registry is asked."""
-        root = self.directory / "image"
-        if not root.exists():
-            for each in ("bin", "etc", "tmp", "proc", "sys", "dev", "www"):
-                (root / each).mkdir(parents=True)
-            shutil.copy(shutil.which("busybox") or "", root / "bin" / "busybox")
-            subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
-            (root / "www" / "index.html").write_text("Welcome\n")
+        root = busybox_image(self.directory)
         self.sh(f"tar -C {root} -c . | docker import - {name}")
 
     def container(self, name: str, *command: str, image: str = "busybox") -> str:
@@ -147,13 +137,7 @@ class Machine:
             self._keeper.wait()
             assert self._keeper.stdout
             self._keeper.stdout.close()
-            groups = [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.host.netns}") if path.is_dir()]
-            for group in groups:
-                for path in [*sorted(group.glob("**/"), reverse=True)]:
-                    try:
-                        path.rmdir()
-                    except OSError:
-                        pass  # the kernel is still about to empty it
+            remove_cgroups(self.host.netns)
 
     def _docker_pid(self) -> int | None:
         done = self.run("cat", "/run/docker.pid")

@@ -15,9 +15,22 @@ from pathlib import Path
 
 import pytest
 
+from support.dockerd import remove_cgroups
 from support.keys import wait_until
 from wincey.lab.node import Host
 from wincey.lab.process import clean_environment
+
+PROGRAMS = Path(sys.executable).parent
+TREE = Path(__file__).parents[2]
+
+# A machine has these writable; nspawn mounts them read-only.
+_WRITABLE = """[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'mount -o remount,rw,bind /proc/sys; for each in /sys/fs/cgroup/*/; do mount -o remount,rw,bind $$each; done'
+"""
 
 # Of what this machine has installed, only what a test names is started.
 _MASKED = (
@@ -72,31 +85,53 @@ class Booted:
             (units / name).unlink(missing_ok=True)
             (units / name).symlink_to("/dev/null")
         target = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
-        for path, text in {"/etc/systemd/system/test.target": target, "/etc/machine-id": "", **files}.items():
+        for path, text in {
+            "/etc/systemd/system/test.target": target,
+            "/etc/machine-id": "",
+            "/etc/hostname": f"{self.host.name}\n",
+            "/etc/systemd/system/writable.service": _WRITABLE,
+            **files,
+        }.items():
             file = self.root / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.unlink(missing_ok=True)
             file.write_text(text)
             file.chmod(0o755 if text.startswith("#!") else 0o644)
         (self.root / "opt/wincey").mkdir(parents=True)
-        (self.root / "opt/wincey/bin").symlink_to(Path(sys.executable).parent)
-        (units / "test.target.wants").mkdir()
-        for name in wants:
-            (units / "test.target.wants" / name).symlink_to(f"/etc/systemd/system/{name}")
+        (self.root / "opt/wincey/bin").symlink_to(PROGRAMS)
+        # Where the package has them.
+        (self.root / "opt/wincey/share/wincey").mkdir(parents=True)
+        (self.root / "opt/wincey/share/wincey/systemd").symlink_to(TREE / "packaging" / "systemd")
+        for target, names in (("test.target", wants), ("sysinit.target", ["writable.service"])):
+            (units / f"{target}.wants").mkdir(exist_ok=True)
+            for name in names:
+                (units / f"{target}.wants" / name).symlink_to(f"/etc/systemd/system/{name}")
 
     def _boot(self, shared: dict[Path, str]) -> None:
+        # Without a group of its own a machine would share that of every other one, and kill their processes for its own.
+        base = Path("/sys/fs/cgroup")
+        groups = [base / each / self.host.netns for each in ("systemd", "unified") if (base / each).is_dir()]
+        groups = groups or [base / self.host.netns]
+        for group in groups:
+            group.mkdir()
+        enter = 'for each in $GROUPS_; do echo $$ >$each/cgroup.procs; done; exec systemd-nspawn "$@"'
         with self._log.open("wb") as log:
             self._nspawn = subprocess.Popen(
                 [
                     *(
-                        "systemd-nspawn",
+                        "sh",
+                        "-c",
+                        enter,
+                        "sh",
                         "-q",
                         "--register=no",
                         "--keep-unit",
                         "--capability=CAP_NET_ADMIN",
+                        "--system-call-filter=@keyring",
                         "-D",
                         self.root,
                     ),
+                    f"--machine={self.host.netns}",
                     f"--network-namespace-path=/run/netns/{self.host.netns}",
                     *(f"--bind={outside}:{inside}" for outside, inside in shared.items()),
                     *("--boot", "systemd.unit=test.target"),
@@ -105,7 +140,7 @@ class Booted:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=clean_environment(os.environ),
+                env=clean_environment(os.environ) | {"GROUPS_": " ".join(map(str, groups))},
             )
         wait_until(lambda: self._ended() or b"Reached target" in self._log.read_bytes(), timeout=60)
         assert not self._ended(), self._log.read_text(errors="replace")
@@ -118,8 +153,23 @@ class Booted:
         enter = ["nsenter", f"--target={self._init}", "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--"]
         environment = {"PATH": "/opt/wincey/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         return subprocess.run(
-            [*enter, *command], capture_output=True, text=True, timeout=timeout, check=False, env=environment, cwd="/"
+            [*enter, *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment,
+            cwd="/",
         )
+
+    def sh(self, script: str, timeout: float = 120) -> str:
+        """Run a shell script that has to succeed; what it prints. Programs that it leaves running must not hold its output."""
+        done = self.run("bash", "-ec", script, timeout=timeout)
+        assert done.returncode == 0, (
+            f"on {self.host.name}: {script}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+        return done.stdout
 
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
@@ -146,6 +196,7 @@ class Booted:
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
+        remove_cgroups(self.host.netns)
         for path in (self.root, self._overlay):
             subprocess.run(["umount", path], check=True)
 

@@ -10,11 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.flanneld import Flanneld
 from support.keys import wait_until
 from support.machine import PROGRAMS
 from support.nspawn import Booted, require_nspawn
-
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
 
