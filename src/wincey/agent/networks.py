@@ -84,10 +84,10 @@ class Networks:
         while True:
             try:
                 found, revision = await networks.read()
-                self._take_all(found, tasks)
                 if first:
                     first = False
                     await self._clean_up_left(found)
+                self._take_all(found, tasks)
                 async for changes in networks.watch(revision):
                     for name, entry in changes:
                         self._take(name, entry, tasks)
@@ -198,7 +198,7 @@ class Networks:
         )
 
     async def _clean_up_left(self, found: dict[str, Entry]) -> None:
-        """Remove what earlier runs left of networks that are not for us any more."""
+        """Remove what earlier runs left of networks that are not for us any more, before others take what these had."""
         for name in states(self._several.directory):
             if not self._is_ours(name) or (found and name not in found and self._several.watch):
                 log.info("network %s was left while no daemon ran: cleaning up", name)
