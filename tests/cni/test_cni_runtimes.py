@@ -1,13 +1,12 @@
 """Real runtimes on two hosts: what podman, `ctr --cni` and CRI start on one reaches what they start on the other."""
 
 import secrets
-import shutil
 
 import pytest
+
 from support.cni import require, require_plugins
 from support.dockerd import remove_cgroups
-from support.runtimes import IMAGE, Machine, Pod, addresses, make_image, veths
-
+from support.runtimes import IMAGE, Machine, Pod, addresses, decode, make_image, veths
 from wincey.cli.install_cni import DEFAULT_CONFLIST, DEFAULT_NAME, install, plugin_script
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
@@ -96,7 +95,5 @@ def test_ctr_and_cri(machines, tmp_path):
 
 def network_ready(machine):
     """Of the conditions of CRI's Status, the one named NetworkReady."""
-    from support.runtimes import decode
-
     conditions = [decode(each) for each in decode(machine.cri("Status", {})[1][0])[1]]
     return next(bool(each.get(2)) for each in conditions if each[1] == [b"NetworkReady"])
