@@ -85,7 +85,7 @@ async def _handle(driver: Driver, request: Request) -> Response:
     except WinceyError as error:
         level = logging.WARNING if isinstance(error, Refused) else logging.ERROR
         log.log(level, "%s refused: %s", method, error)
-        answer = {"Err": str(error)}
+        answer = {"Err": str(error), "Error": str(error)}  # the network driver's word for it, and the IPAM driver's
     else:
         log.debug("%s %s: %s", method, request.body, answer)
     return Response(200, msgspec.json.encode(answer), CONTENT_TYPE)

@@ -90,12 +90,15 @@ class Driver:
         """After a start: have the bridges and rules as the state says, also after a boot of the machine."""
         async with self._lock:
             for network in self._state.networks.values():
-                await self._ensure_bridge(network)
+                if not self._orphaned(network):
+                    await self._ensure_bridge(network)
             await self._apply_rules(anew=True)
 
     async def keep(self) -> None:
         """From time to time: leases follow this host's address, late removals are made up for, rules follow the cluster."""
         async with self._lock:
+            for network_id in [each for each, network in self._state.networks.items() if self._orphaned(network)]:
+                await self._forget_network(network_id)
             await self._apply_rules()
             for given in list(self._state.giving_back):
                 await self._blocks.give_back(given.fabric, given.own)
@@ -116,6 +119,10 @@ class Driver:
                 if text not in self._told:
                     log.error("%s", text)
             self._told = dict.fromkeys(wrong, "")
+
+    def _orphaned(self, network: Network) -> bool:
+        """Whether Docker was killed amidst the removal of a network: it has given the addresses back, and is not to come."""
+        return network.pool not in self._state.pools
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
@@ -180,8 +187,7 @@ class Driver:
         return Pool(local.name, str(local.network), str(local.subnet), leased=False)
 
     async def _release_pool(self, request: docker.PoolId) -> Answer:
-        if self._networks_of(request.PoolID):
-            raise Refused(f"the addresses {request.PoolID} are in use by a network")
+        # Docker gives the addresses back first, and removes the network after that.
         given = self._state.pools.pop(request.PoolID, None)
         if given and given.leased:
             self._state.giving_back.append(given)

@@ -50,6 +50,8 @@ async def add_veth(endpoint: str, bridge: str, mac: str, mtu: int) -> str:
     await _batch(
         f"link add {outer} mtu {mtu} type veth peer name {inner} address {mac} mtu {mtu}",
         f"link set {outer} master {bridge}",
+        # With br_netfilter a call of one's own published port is bridged rather than routed, back out of the same port.
+        f"link set {outer} type bridge_slave hairpin on",
         f"link set {outer} up",
     )
     return inner

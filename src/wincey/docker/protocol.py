@@ -1,7 +1,7 @@
 """The requests of libnetwork's remote network and IPAM drivers, decoded, and the answers to them.
 
 Names and meaning are Docker's (moby, libnetwork/docs/remote.md and ipam.md). A call is a POST to /METHOD with a JSON
-object; the answer is one too, with `Err` when the call was refused, which Docker shows to its user.
+object; the answer is one too, with the reason when the call was refused, which Docker shows to its user.
 """
 
 from __future__ import annotations
