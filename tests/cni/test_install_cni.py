@@ -42,7 +42,7 @@ def test_a_conflist_that_is_there_is_kept(tmp_path):
     assert target.read_text() == "mine"
 
 
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.conflist")), ids=lambda path: path.name)
+@pytest.mark.parametrize("example", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
 def test_examples_can_be_installed(tmp_path, example):
     assert run(tmp_path, "--conflist", str(example)).exit_code == 0
     assert (tmp_path / "net.d" / example.name).read_text() == example.read_text()
@@ -54,7 +54,8 @@ def test_examples_can_be_installed(tmp_path, example):
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ('{"type": "flannel", "name": "x"}', "is no conflist"),
+        ('{"type": "flannel"}', "is no network config"),
+        ('{"type": "flannel", "name": "x"}', "a single one .conf"),
         ('{"name": "x", "plugins": [{"type": "bridge"}]}', 'none of its plugins is of "type": "flannel"'),
     ],
 )

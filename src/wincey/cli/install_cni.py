@@ -51,7 +51,8 @@ class CannotInstall(WinceyError):
 @click.option(
     "--conflist",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"A network config to install under its own name. Without: {DEFAULT_NAME}, unless it is there already.",
+    help=f"A network config (.conflist or .conf) to install under its own name. Without: {DEFAULT_NAME}, unless it is there"
+    " already.",
 )
 def install_cni(bin_dir: str, conf_dir: str, conflist: Path | None) -> None:
     r"""Install the CNI plugin `flannel` and its network config.
@@ -65,7 +66,7 @@ def install_cni(bin_dir: str, conf_dir: str, conflist: Path | None) -> None:
     """
     text = conflist.read_text() if conflist else DEFAULT_CONFLIST
     name = conflist.name if conflist else DEFAULT_NAME
-    check_conflist(text, str(conflist or name))
+    check_config(text, str(conflist or name))
     plugin = Path(bin_dir) / "flannel"
     install(plugin, plugin_script(), mode=0o755)
     click.echo(f"installed {plugin}")
@@ -102,17 +103,20 @@ def plugin_script() -> str:
     )
 
 
-def check_conflist(text: str, name: str) -> None:
-    """Raise BadConfig unless the text is a network config that calls our plugin."""
+def check_config(text: str, name: str) -> None:
+    """Raise BadConfig unless the text is a network config, a list or a single one, that calls our plugin."""
     try:
         document: Any = json.loads(text)
     except ValueError as error:
         raise BadConfig(f"{name} is not JSON: {error}") from None
-    plugins = document.get("plugins") if isinstance(document, dict) else None
+    plugins = document.get("plugins", [document]) if isinstance(document, dict) else None
     if not isinstance(plugins, list) or not isinstance(document.get("name"), str):
-        raise BadConfig(f'{name} is no conflist: it needs a "name" and a list of "plugins", as {DEFAULT_NAME} has')
+        raise BadConfig(f'{name} is no network config: it needs a "name", and "plugins" or a "type"')
     if not any(isinstance(plugin, dict) and plugin.get("type") == "flannel" for plugin in plugins):
         raise BadConfig(f'{name}: none of its plugins is of "type": "flannel"')
+    if ("plugins" in document) != name.endswith(".conflist"):
+        # Runtimes go by the suffix, and pass over a file that is not what it says.
+        raise BadConfig(f"{name}: a list of plugins is named .conflist, a single one .conf")
 
 
 def install(path: Path, text: str, *, mode: int) -> None:
