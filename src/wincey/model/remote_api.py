@@ -116,13 +116,21 @@ def encode_config(config: NetworkConfig, raw: bytes) -> bytes:
         fields["EnableNFTables"] = config.enable_nftables
     for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
         if key.lower() == "backend":
-            fields["Backend"] = msgspec.Raw(msgspec.json.format(bytes(value), indent=-1))
+            fields["Backend"] = msgspec.Raw(_compact(bytes(value)))
     return msgspec.json.encode(fields) + b"\n"
 
 
 def encode_attrs(attrs: LeaseAttrs) -> bytes:
     """The body of POST leases."""
     return attrs.encode(etcd_v2=True)
+
+
+def decode_attrs(body: bytes) -> LeaseAttrs:
+    """Read the body of POST leases; raises BadLease."""
+    try:
+        return LeaseAttrs.decode(_compact(body))
+    except (msgspec.MsgspecError, BadLease) as error:
+        raise BadLease(f"JSON decoding error: {error}") from None
 
 
 def encode_lease(lease: Lease, expiration: str) -> bytes:
@@ -133,7 +141,7 @@ def encode_lease(lease: Lease, expiration: str) -> bytes:
 def decode_lease(body: bytes) -> tuple[Lease, float | None]:
     """A lease, and when it expires (Unix time; None: never). Raises BadLease."""
     try:
-        return _read_lease(msgspec.json.decode(body, type=_Lease))
+        return _read_lease(msgspec.json.decode(_compact(body), type=_Lease))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadLease(f"JSON decoding error: {error}") from None
 
@@ -271,10 +279,15 @@ def _encode(message: object) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
+def _compact(body: bytes) -> bytes:
+    """JSON without the blanks that mean nothing, as Go writes what it was given."""
+    return msgspec.json.format(body, indent=-1)
+
+
 def _lease(lease: Lease, expiration: str) -> _Lease:
     key = lease.key
     v6 = str(key.v6) if key.v6 else ""
-    return _Lease(str(key.v4 or _UNSPECIFIED), msgspec.Raw(encode_attrs(lease.attrs)), expiration, v6)
+    return _Lease(str(key.v4 or _UNSPECIFIED), msgspec.Raw(_compact(encode_attrs(lease.attrs))), expiration, v6)
 
 
 def _read_lease(lease: _Lease) -> tuple[Lease, float | None]:

@@ -141,7 +141,9 @@ class Api:
         return _json(wire.encode_config(config, raw))
 
     async def _take(self, request: Request, network: Network, key: str) -> Response:
-        lease = await network.take(_attrs(request.body), wished(request.headers.get(wire.WISH, "")), _host(request))
+        lease = await network.take(
+            wire.decode_attrs(request.body), wished(request.headers.get(wire.WISH, "")), _host(request)
+        )
         return _json(wire.encode_lease(lease, _expiration(lease)))
 
     async def _renew(self, request: Request, network: Network, key: str) -> Response:
@@ -230,13 +232,6 @@ class Api:
 
 def _json(body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     return Response(200, body, _JSON, headers)
-
-
-def _attrs(body: bytes) -> LeaseAttrs:
-    try:
-        return LeaseAttrs.decode(body)
-    except BadLease as error:
-        raise BadLease(f"JSON decoding error: {error}") from None
 
 
 def _host(request: Request) -> Host | None:
