@@ -31,10 +31,11 @@ def engines(tmp_path_factory):
     made = []
     try:
         lab.up(hosts=[])
+        store = f"sqlite:{directory / 'store.db'}"
         for host in lab.hosts:
-            made.append(Engine(host, directory / host.name, f"sqlite:{directory / 'store.db'}"))
+            made.append(Engine(host, directory / host.name, store))  # noqa: PERF401  # those made must be closed
         subprocess.run(
-            [PROGRAMS / "wincey", "config", "set", "--store", made[0].store, "-"], input=CONFIG, text=True, check=True
+            [PROGRAMS / "wincey", "config", "set", "--store", store, "-"], input=CONFIG, text=True, check=True
         )
         for engine in made:
             engine.start_flanneld()

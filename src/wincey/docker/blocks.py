@@ -166,11 +166,11 @@ def _decode(entry: Entry | None) -> _Record | None:
 
 
 async def _own_attrs(registry: Registry, local: Local) -> LeaseAttrs:
-    key = LeaseKey(local.subnet)
+    key = local.lease
     try:
         lease = await registry.read(key)
     except BadLease as error:
-        raise Refused(f"this host's lease {local.subnet} can't be read: {error}") from None
+        raise Refused(f"this host's lease {key} can't be read: {error}") from None
     if lease is None:
         raise Refused(
             f"the store has no lease {registry.lease_key(key)} for this host: is flanneld running, and do it and this"

@@ -1,4 +1,5 @@
-"""Docker's calls, carried out. One at a time: Docker makes several at once, and they share the addresses.
+"""Docker's calls, carried out. One at a time: Docker makes several at once, and they share the addresses. But calls that
+wait for the store (making and removing networks) keep none waiting that does without it: containers start without a store.
 
 An answer is given when what was asked for is in the state file and in the kernel. A call that fails half-way leaves
 nothing, and every removal may be repeated.
@@ -39,7 +40,8 @@ class Driver:
     def __init__(self, file: StateFile, fabrics: Fabrics, blocks: Blocks) -> None:
         self._file, self._state = file, file.contents
         self._fabrics, self._blocks = fabrics, blocks
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # for the kernel
+        self._store_lock = asyncio.Lock()  # for the store; never held at the same time
         self._rules = ""
         self._told: dict[str, str] = {}
         self.calls: dict[str, tuple[type[Any], Callable[[Any], Awaitable[Answer]]]] = {
@@ -83,7 +85,7 @@ class Driver:
             request = msgspec.json.decode(body or b"{}", type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Refused(f"{method}: the request can't be read: {error}") from None
-        async with self._lock:
+        async with self._store_lock if kind in {docker.PoolRequest, docker.PoolId} else self._lock:
             return await act(request)
 
     async def restore(self) -> None:
@@ -100,6 +102,7 @@ class Driver:
             for network_id in [each for each, network in self._state.networks.items() if self._orphaned(network)]:
                 await self._forget_network(network_id)
             await self._apply_rules()
+        async with self._store_lock:
             for given in list(self._state.giving_back):
                 await self._blocks.give_back(given.fabric, given.own)
                 self._state.giving_back.remove(given)

@@ -11,18 +11,25 @@ import msgspec
 from wincey.docker.errors import Refused
 from wincey.model.address import Subnet
 from wincey.model.errors import BadAddress
+from wincey.model.lease import LeaseKey
 
 DEFAULT = ""
 """The name of the one network of a flanneld without --networks."""
 
 
 class Local(msgspec.Struct, frozen=True):
-    """One container network on this host. network: the cluster's. subnet: this host's. mtu: bytes."""
+    """One container network on this host. network: the cluster's. lease: this host's key in the store. mtu: bytes."""
 
     name: str
     network: Subnet
-    subnet: Subnet
+    lease: LeaseKey
     mtu: int
+
+    @property
+    def subnet(self) -> Subnet:
+        """This host's IPv4 subnet."""
+        assert self.lease.v4
+        return self.lease.v4
 
     def __str__(self) -> str:
         return f"network {self.name} ({self.network})" if self.name else f"the cluster network {self.network}"
@@ -78,10 +85,12 @@ def _read(name: str, path: Path) -> Local | None:
         # More than one network in a line is Kubernetes' business; a host's leases are of the first.
         network = Subnet.parse(values.get("FLANNEL_NETWORK", "").partition(",")[0]).masked()
         subnet = Subnet.parse(values.get("FLANNEL_SUBNET", "").partition(",")[0]).masked()
+        v6 = values.get("FLANNEL_IPV6_SUBNET", "").partition(",")[0]
+        lease = LeaseKey(subnet, Subnet.parse(v6).masked() if v6 else None)
         mtu = int(values.get("FLANNEL_MTU", ""))
     except (BadAddress, ValueError):
         return None
-    return Local(name, network, subnet, mtu) if network.family == subnet.family == socket.AF_INET else None
+    return Local(name, network, lease, mtu) if network.family == subnet.family == socket.AF_INET else None
 
 
 def default_directory(subnet_file: str) -> str:
