@@ -25,7 +25,8 @@ from wincey.store.open import StoreOptions, open_store
 
 log = logging.getLogger(__name__)
 
-_LIMITS = Limits(body=64 * 1024, connections=20_000)  # a client has a long poll and now and then a second connection
+# A client has a long poll and now and then a second connection. When it ends them it is gone, and its address may be had.
+_LIMITS = Limits(body=64 * 1024, connections=20_000, half_closed=0.1)
 
 
 class ServerOptions(msgspec.Struct, frozen=True):
