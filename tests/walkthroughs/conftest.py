@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,12 @@ def pytest_collection_modifyitems(items):
 class Hosts(dict):
     """Booted hosts by name, and how to run a page on them."""
 
-    def follow(self, page):
-        """Run a page's blocks in their order; what they printed, by host."""
+    def follow(self, page, start="", until=""):
+        """Run a page's blocks in their order, or those of a part; what they printed, by host."""
         printed = dict.fromkeys(self, "")
-        blocks = re.findall(r"<!-- on: ([\w ]+) -->\n```sh\n(.*?)```", (PAGES / page).read_text(), re.DOTALL)
+        text = (PAGES / page).read_text()
+        text = text[text.index(start) : text.index(until) if until else None]
+        blocks = re.findall(r"<!-- on: ([\w ]+) -->\n```sh\n(.*?)```", text, re.DOTALL)
         assert blocks
         for where, script in blocks:
             for name in self if where == "every host" else [where]:
@@ -57,13 +60,13 @@ def make_hosts(tmp_path):
     require_docker()
     if not shutil.which("etcd"):
         pytest.skip("etcd is not installed: apt-get install etcd-server etcd-client")
-    labs, hosts = [], Hosts()
+    hosts = Hosts()
     image = tmp_path / "busybox.tar"
 
     def make(count):
         spec = LabSpec(name=f"walk-{secrets.token_hex(3)}", config=network_config("vxlan"), hosts=count, containers=0)
         lab = Lab(spec)
-        labs.append(lab)
+        stack.callback(lab.down)
         lab.up(hosts=[])
         subprocess.run(["tar", "-C", busybox_image(tmp_path), "-cf", image, "."], check=True)
         for host in lab.hosts:
@@ -71,6 +74,8 @@ def make_hosts(tmp_path):
             images.mkdir(parents=True)
             shutil.copy(image, images)
             units = {f"/etc/systemd/system/{unit}": Path(f"/lib/systemd/system/{unit}").read_text() for unit in UNITS}
+            # Addresses on the way out are how flanneld finds its interface.
+            host.exec(["ip", "route", "add", "default", "via", "10.99.0.254"], check=True)
             hosts[host.name] = Booted(
                 host,
                 tmp_path / host.name / "boot",
@@ -78,14 +83,18 @@ def make_hosts(tmp_path):
                 wants=["docker.service"],
                 shared={images: "/var/lib/docker"},
             )
+            stack.callback(hosts[host.name].close)
+            stack.callback(end_containers, hosts[host.name])
         for booted in hosts.values():
             booted.wait_state("docker")
             booted.sh("docker import /var/lib/docker/busybox.tar busybox")
         return hosts
 
-    yield make
-    for booted in hosts.values():
-        booted.run("sh", "-c", "docker ps -q | xargs -r docker kill")
-        booted.close()
-    for lab in labs:
-        lab.down()
+    with ExitStack() as stack:
+        yield make
+
+
+def end_containers(booted):
+    """`sleep` as the first process of a container does not end by itself."""
+    if "true" in booted.run("sh", "-c", "pgrep -x dockerd >/dev/null && echo true").stdout:
+        booted.run("sh", "-c", "docker ps -q | timeout 20 xargs -r docker kill")
