@@ -39,7 +39,9 @@ _OWN_NETNS = "/proc/self/ns/net"
 
 def main() -> None:
     """The plugin; ends with the exit code."""
-    sys.exit(run(os.environ))
+    code = run(os.environ)
+    sys.stderr.flush()
+    os._exit(code)  # what Python tidies up at its end takes 2 ms, and nothing of it is open
 
 
 def run(environment: Mapping[str, str]) -> int:
