@@ -20,6 +20,14 @@ NETWORKS = {
     socket.AF_INET6: ("fd00:3::/48", "fd00:3:0:1::/64", "fd31::/64"),
 }
 PORT = 8472
+PUBLISHED = """
+table ip publish {
+    chain prerouting {
+        type nat hook prerouting priority -100;
+        ip daddr 172.31.0.1 udp dport 80 dnat to 10.3.1.2:7777
+    }
+}
+"""
 
 
 def rules(family: int, *, others: bool = True) -> RuleSet:
@@ -125,3 +133,22 @@ async def test_a_rule_that_another_program_deletes_comes_back(kept: Reconciled, 
     assert arrives(hosts, "outside", "container", socket.AF_INET, source="192.0.2.9")
     assert await kept.once()
     assert not arrives(hosts, "outside", "container", socket.AF_INET, source="192.0.2.9")
+
+
+async def test_a_published_port_of_another_network_is_closed(kept: Reconciled, hosts: Hosts) -> None:
+    run("nft", "-f", "-", text=PUBLISHED)
+
+    def arrives_published() -> bool:
+        with hosts.udp("container", socket.AF_INET, port=7777) as into, hosts.udp("outside", socket.AF_INET) as out:
+            into.settimeout(0.3)
+            out.sendto(b"?", ("172.31.0.1", 80))
+            try:
+                into.recvfrom(16)
+            except TimeoutError:
+                return False
+            return True
+
+    assert arrives_published()
+    kept.want(rules(socket.AF_INET))
+    await kept.once()
+    assert not arrives_published()
