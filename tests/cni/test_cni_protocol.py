@@ -432,7 +432,7 @@ class TestProtocol:
         lines = script.read_text().splitlines()
         assert re.fullmatch(r"#!\S+ -IS", lines[0])
         (plugin.bin / "bridge").write_text("#!/bin/sh\n")
-        code = "\n".join(lines).replace("main()", "os.execve = lambda *_: print(*sys.modules)\nmain()")
+        code = "\n".join(lines).replace("main()", "os.execve = lambda *_: print(*sys.modules, flush=True)\nmain()")
         loaded = subprocess.run(
             [sys.executable, "-IS", "-c", "import os\n" + code],
             input=json.dumps(plugin.conf()).encode(),
