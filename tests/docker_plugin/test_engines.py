@@ -5,10 +5,12 @@ The engines are shared by all tests of this file; each test removes what it made
 
 import contextlib
 import signal
+import socket
 
 import pytest
 
 from support.engine import until
+from wincey.lab.namespace import call_in
 from wincey.store.sqlite import SqliteStore
 
 WEB = "10.5.200.0/22"
@@ -92,6 +94,25 @@ def test_networks_are_apart(clean):
     h2.docker("exec", "web2", "ip", "route", "add", other2, "dev", "eth0")
     assert not h2.reaches("web2", other2)
     assert h2.reaches("web2", web)
+
+
+def test_a_container_can_not_send_what_only_hosts_send(clean):
+    """A packet in an envelope of the overlay would come out on the other host as from any network its sender likes."""
+    h1, h2 = clean
+    h1.network("web", "--subnet", WEB)
+    h1.start("c1", "web")
+    with contextlib.ExitStack() as stack:
+        listeners = [
+            stack.enter_context(call_in(h2.host.netns, lambda: socket.socket(type=socket.SOCK_DGRAM))) for _ in "ab"
+        ]
+        for listener, port in zip(listeners, (8285, 9000), strict=True):
+            listener.bind(("10.99.0.2", port))
+            listener.settimeout(30)
+            h1.docker("exec", "c1", "sh", "-c", f"echo hello | timeout 2 nc -u -w 1 10.99.0.2 {port} || true")
+        assert listeners[1].recv(100) == b"hello\n"  # any other packet arrives
+        listeners[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listeners[0].recv(100)
 
 
 def test_an_internal_network_does_not_reach_the_outside(clean):

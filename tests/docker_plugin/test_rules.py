@@ -26,7 +26,7 @@ PUBLISHED = Rules(
 def test_nft_takes_them_again_and_again_and_removes_them():
     with netns() as place:
         for networks in ([WEB], [WEB, BACK, OWN, PUBLISHED], [], [OWN]):
-            script = render(networks, [CLUSTER, Subnet.parse("10.77.0.0/16")])
+            script = render(networks, [CLUSTER, Subnet.parse("10.77.0.0/16")], [8472, 8285, 8472])
             subprocess.run(
                 ["nsenter", f"--net=/run/netns/{place.name}", "nft", "-f", "-"], input=script, text=True, check=True
             )
@@ -37,11 +37,11 @@ def test_nft_takes_them_again_and_again_and_removes_them():
 
 
 def test_without_networks_there_is_no_table():
-    assert render([], [CLUSTER]) == remove()
+    assert render([], [CLUSTER], []) == remove()
 
 
 def test_a_network_outside_of_all_clusters_is_in_the_set_once():
-    text = render([WEB, OWN], [CLUSTER])
+    text = render([WEB, OWN], [CLUSTER], [8472])
     assert "ip daddr { 10.3.0.0/16 } ip daddr != 10.3.200.0/22" in text
 
 

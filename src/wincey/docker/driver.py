@@ -344,7 +344,8 @@ class Driver:
             for network in self._state.networks.values()
             if (used := self._state.pools.get(network.pool))
         ]
-        script = render(networks, [local.network for local in self._fabrics.all().values()])
+        clusters = [local.network for local in self._fabrics.all().values()]
+        script = render(networks, clusters, await host.overlay_ports() if networks else ())
         if anew or script != self._rules:
             await host.commit_rules(script)
             self._rules = script

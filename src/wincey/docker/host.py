@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 
 from wincey.kernel import nft
 from wincey.kernel.program import ProgramFailed, must
+
+_USUAL_PORTS = (8472, 8285)  # flannel's, for vxlan and udp
 
 
 def bridge_name(network: str) -> str:
@@ -76,6 +79,12 @@ async def addressed_devices() -> list[tuple[str, str]]:
     """Every device with each of its IPv4 addresses, as text with the length."""
     lines = (await must("ip", "-o", "-4", "address", "show")).splitlines()
     return [(words[1].partition("@")[0], words[3]) for line in lines if len(words := line.split()) > 3]
+
+
+async def overlay_ports() -> list[int]:
+    """The UDP ports by which this host may be sent packets of the overlay: its VXLAN devices', and the usual ones."""
+    details = await must("ip", "-details", "-o", "link", "show", "type", "vxlan")
+    return [*_USUAL_PORTS, *(int(port) for port in re.findall(r"\bdstport (\d+)", details))]
 
 
 async def _batch(*lines: str) -> None:

@@ -4,7 +4,8 @@ The table is one text that follows from the state, and is replaced whole. What i
 container lives, at both ends: a packet that leaves for another network of the cluster, and one that comes in from it. So
 two networks are apart even when one of them is on a host without this plugin.
 
-    guard    raw, before all: a container sends from its network's block and to no loopback address
+    guard    raw, before all: a container sends from its network's block, to no loopback address, and no packets in an
+             envelope such as the hosts send each other, which a host would open
     forward  before flannel's chains, which accept, and iptables', which may drop
     source   before flannel's masquerading: a connection within a network keeps its addresses at both ends. Flannel knows
              only the host's own subnet and would hide a block's containers behind the host
@@ -34,17 +35,25 @@ class Rules(msgspec.Struct, frozen=True):
     published: tuple[tuple[str, Port], ...] = ()
 
 
-def render(networks: Iterable[Rules], clusters: Iterable[Subnet]) -> str:
-    """The script that replaces the table. clusters: every container network that this host has a part in."""
+def render(networks: Iterable[Rules], clusters: Iterable[Subnet], ports: Iterable[int]) -> str:
+    """The script that replaces the table.
+
+    clusters: every container network that this host has a part in. ports: the UDP ports by which hosts send to each other.
+    """
     networks = list(networks)
     script = remove()
     if not networks:
         return script
     everything = ", ".join(str(cluster) for cluster in _merged([*clusters, *(each.network for each in networks)]))
+    envelopes = ", ".join(map(str, sorted(set(ports))))
     guard, forward, source, publish = [], ["ct state established,related accept"], [], []
     for each in networks:
         bridge, network, block = f'"{each.bridge}"', each.network, each.block
-        guard += [f"iifname {bridge} ip saddr != {block} drop", f"iifname {bridge} ip daddr 127.0.0.0/8 drop"]
+        guard += [
+            f"iifname {bridge} ip saddr != {block} drop",
+            f"iifname {bridge} ip daddr 127.0.0.0/8 drop",
+            f"iifname {bridge} ip daddr != {network} udp dport {{ {envelopes} }} drop",
+        ]
         if each.internal:
             forward += [f"iifname {bridge} ip daddr != {network} drop", f"oifname {bridge} ip saddr != {network} drop"]
         else:
