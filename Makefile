@@ -29,9 +29,10 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q -m "not root and not etcd" $(ARGS)
 
-bench: ## Measure the control plane: start to ready, lease to route, memory (root)
+bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
+	@$(BIN)/python benchmarks/cni.py
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh

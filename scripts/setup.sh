@@ -11,7 +11,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 purpose=${1:?usage: scripts/setup.sh demo|check|test}
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/lib/cni
 here=$(pwd -P)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -22,7 +22,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
 test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
-               openssl:openssl bash:bash busybox:busybox git:git"
+               openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
+               runc:runc host-local:containernetworking-plugins"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do

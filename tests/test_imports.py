@@ -39,6 +39,14 @@ def test_backends_take_only_the_names_of_families_from_socket() -> None:
             {"asyncio", "logging", "h11", "ssl", "subprocess", "wincey.agent"},
         ),  # all that --help needs
         ("wincey.agent.daemon", {"h11", "http.client", "urllib.request", "email", "xml", "sqlite3"}),
+        (
+            "wincey.cni.main",
+            {"json", "msgspec", "asyncio", "socket", "subprocess", "wincey.cni.commands", "wincey.model"},
+        ),
+        (
+            "wincey.cni.commands",
+            {"json", "msgspec", "asyncio", "socket", "subprocess", "wincey.cni.collect", "wincey.model"},
+        ),
         ("wincey.tunnel.__main__", {"asyncio", "msgspec", "h11", "ssl", "wincey.agent", "wincey.store"}),
     ],
 )

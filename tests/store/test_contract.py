@@ -340,6 +340,8 @@ async def test_an_expired_key_is_gone_and_free(store: KeyValueStore, prefix: str
         assert await store.get(prefix + "a") is None
         again = await store.create(prefix + "a", b"2", None)
         assert (await watch.until(2))[1:] == [Change(prefix + "a", again)]
+        assert len(watch.removals) == 1
+        assert entry.revision < watch.removals[0] < again.revision  # its own place in the order of changes
 
 
 # Deleting

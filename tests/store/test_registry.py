@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from support.stores import Backend
@@ -40,7 +41,8 @@ class Updates:
             while len(self._pending) < count:
                 self._pending += await anext(self._watch)
         taken, self._pending = self._pending[:count], self._pending[count:]
-        return taken
+        assert all(update.revision > 0 for update in taken)
+        return [msgspec.structs.replace(update, revision=0) for update in taken]
 
     async def close(self) -> None:
         assert not self._pending, "more was told than asked for"

@@ -115,11 +115,13 @@ class Hosts:
         run("ip", "-n", peer, "address", "add", there, "dev", "eth0", *nodad)
         run("ip", "-n", peer, "route", "add", "default", "via", gateway, "dev", "eth0", "onlink")
 
-    def udp(self, where: str, family: int, *, bind: str = "", mark: int = 0) -> socket.socket:
-        """A UDP socket in a namespace, bound to one or all of its addresses."""
-        with entered(self.name(where)):
+    def udp(self, where: str, family: int, *, bind: str = "", mark: int = 0, port: int = 0) -> socket.socket:
+        """A UDP socket in a namespace, bound to all of its addresses or to any one, be it its own or not."""
+        with entered(self.name(where if where in {"container", "remote", "outside"} else "host")):
             one = socket.socket(family, socket.SOCK_DGRAM)
-        one.bind((bind, 0))
+        level, transparent = (socket.SOL_IP, 19) if family == socket.AF_INET else (socket.IPPROTO_IPV6, 75)
+        one.setsockopt(level, transparent, 1)
+        one.bind((bind, port))
         one.settimeout(5)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         return one

@@ -185,10 +185,11 @@ class SqliteBackend:
 
 
 class Watching:
-    """A watch that runs in a task and keeps what it was told."""
+    """A watch that runs in a task and keeps what it was told; the revisions of removals in `removals`, not in the changes."""
 
     def __init__(self, store: KeyValueStore, prefix: str, after: int) -> None:
         self.changes: list[Change] = []
+        self.removals: list[int] = []
         self.batches = 0
         self._news = asyncio.Condition()
         self._task = asyncio.create_task(self._run(store.watch(prefix, after)))
@@ -222,7 +223,8 @@ class Watching:
                 assert batch, "an empty batch tells nothing"
                 async with self._news:
                     self.batches += 1
-                    self.changes += batch
+                    self.removals += [change.revision for change in batch if change.entry is None]
+                    self.changes += [Change(change.key, change.entry) for change in batch]
                     self._news.notify_all()
         finally:
             async with self._news:

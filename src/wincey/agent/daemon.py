@@ -1,52 +1,17 @@
-"""The process: one network's agent with its store, its drivers, its health endpoint and its signals."""
+"""The process: the life of one network or of several, its health endpoint and its signals."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
 import signal
-from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
-
-from wincey.agent import memory, sdnotify
-from wincey.agent.desired import DesiredState
-from wincey.agent.envfile import read_env_file
-from wincey.agent.hostfacts import HostLook, Wishes
-from wincey.agent.identity import this_host
-from wincey.agent.network import Network, Settings
-from wincey.agent.preparation import no_config
-from wincey.agent.reconciler import Reconciler
-from wincey.agent.statefile import State
-from wincey.kernel.driver import Driver
-from wincey.kernel.rtnetlink import RtnetlinkDriver
-from wincey.kernel.sysctl import SysctlDriver, bridge_netfilter_note
-from wincey.kernel.traffic import TrafficRulesDriver
-from wincey.model.address import Subnet
-from wincey.model.errors import StoreError
-from wincey.model.state import Scope
+from wincey.agent import sdnotify
+from wincey.agent.life import DaemonOptions, live
+from wincey.kernel.sysctl import bridge_netfilter_note
 from wincey.observe.health import Health, serve_health
-from wincey.store.kv import KeyValueStore
-from wincey.store.open import StoreOptions, open_store
-from wincey.store.registry import Registry
-from wincey.tunnel.driver import TunnelDriver
 
 log = logging.getLogger(__name__)
-
-
-class DaemonOptions(msgspec.Struct, frozen=True):
-    """Everything that the process needs to know. healthz_port 0: no health endpoint. audit: seconds between audits."""
-
-    store: StoreOptions
-    prefix: str
-    settings: Settings
-    wishes: Wishes
-    healthz_ip: str
-    healthz_port: int
-    audit: float
 
 
 async def serve(options: DaemonOptions) -> None:
@@ -82,105 +47,18 @@ async def serve(options: DaemonOptions) -> None:
 
 
 async def _live(options: DaemonOptions, health: Health) -> None:
-    rng = random.Random()  # noqa: S311  # jitter and the choice of a subnet, no secrets
-    state = State(options.settings.subnet_file, rng)
-    rules = TrafficRulesDriver(_suffix(options.settings.subnet_file), _previous(options.settings.subnet_file))
-    links = RtnetlinkDriver()
-    drivers: Sequence[Driver] = (TunnelDriver(state.directory), links, SysctlDriver(), rules)
-    reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
+    def tell(reason: str | None) -> None:
+        if reason is None:
+            health.set_ready()
+            sdnotify.notify("READY=1")
+        else:
+            health.set_not_ready(reason)
+
     if note := bridge_netfilter_note():
         log.warning("%s", note)
-    store = await _open_store(options, health, rng)
-    tasks: list[asyncio.Task[None]] = []
-    try:
+    if options.several:
+        from wincey.agent.networks import Networks  # noqa: PLC0415  # one network does without it
 
-        def on_ready(reason: str | None) -> None:
-            if reason is None:
-                health.set_ready()
-                sdnotify.notify("READY=1")
-                # A moment later, when the join has let go of what it read.
-                asyncio.get_running_loop().call_later(1.0, memory.settle)
-            else:
-                health.set_not_ready(reason)
-
-        network = Network(
-            options.settings,
-            Registry(store, options.prefix),
-            reconciler,
-            state=state,
-            host=this_host(),
-            look=HostLook(options.wishes, state.macs),
-            choose_rules=lambda config: rules.choose(config.enable_nftables),
-            on_ready=on_ready,
-            rng=rng,
-        )
-        links.watch_hosts(lambda why: network.host_changed())
-        tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await reconciler.close()
-        await store.close()
-
-
-async def _open_store(options: DaemonOptions, health: Health, rng: random.Random) -> KeyValueStore:
-    """Open it, with patience: a daemon may start before its store does, and before anybody has put a config."""
-    told = ""
-    while True:
-        try:
-            store = await open_store(options.store, options.prefix)
-            registry = Registry(store, options.prefix)
-            if (
-                options.store.store.startswith("sqlite:")
-                or options.store.api != "auto"
-                or await registry.config() is not None
-            ):
-                return store
-            await store.close()
-            reason = no_config(registry.config_key)
-        except StoreError as error:
-            reason = str(error)
-        if reason != told:
-            told = reason
-            log.error("%s; trying on", reason)
-            health.set_not_ready(reason)
-        await asyncio.sleep(rng.uniform(0.8, 1.2))
-
-
-async def clean_up(subnet_file: str) -> None:
-    """Remove everything of ours from this host: devices, routes, rules, files. The lease stays until it expires."""
-    state = State(subnet_file, random.Random())  # noqa: S311  # as above
-    rules = TrafficRulesDriver(_suffix(subnet_file), _previous(subnet_file))
-    tunnel, links = TunnelDriver(state.directory), RtnetlinkDriver()
-    networks = state.networks | set(read_env_file(subnet_file).networks)
-    reconciler = Reconciler(DesiredState(), (tunnel, links))
-    reconciler.scope = Scope(tuple(sorted(state.devices)), tuple(sorted(networks)))
-    failures = await reconciler.settle()
-    await rules.remove_all()
-    await reconciler.close()
-    await rules.close()
-    for failure in failures:
-        log.error("%s: %s", failure.object, failure.reason)
-    if not failures:
-        state.forget()
-        Path(subnet_file).unlink(missing_ok=True)  # noqa: ASYNC240  # nothing else runs at the end
-        log.info("removed all of ours from this host; its lease stays in the store until it expires")
-
-
-def _suffix(subnet_file: str) -> str:
-    """What keeps the rules of several daemons on one host apart: the name of their subnet file, unless it is the usual."""
-    stem = Path(subnet_file).stem
-    return "" if stem == "subnet" else re.sub(r"[^a-z0-9_]", "", stem.lower()).lstrip("_")[:11]
-
-
-def _previous(subnet_file: str) -> list[tuple[Subnet, Subnet]]:
-    """Network and subnet of an earlier run, of ours or of flannel."""
-    env = read_env_file(subnet_file)
-    return [
-        (network, subnet.masked())
-        for network in env.networks
-        for subnet in env.subnets
-        if network.family == subnet.family
-    ]
+        await Networks(options, options.several, tell).run()
+    else:
+        await live(options, tell)

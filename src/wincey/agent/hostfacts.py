@@ -33,8 +33,8 @@ class Wishes(msgspec.Struct, frozen=True):
 class HostLook:
     """Reads the host's facts, again and again; says why that interface and address whenever the answer is new."""
 
-    def __init__(self, wishes: Wishes, macs: dict[str, MacAddress]) -> None:
-        self._wishes, self._macs = wishes, macs
+    def __init__(self, wishes: Wishes, macs: dict[str, MacAddress], tun: str = "flannel0") -> None:
+        self._wishes, self._macs, self._tun = wishes, macs, tun
         self._known: list[tuple[str, BackendOptions]] = []
         self._told = ""
 
@@ -70,6 +70,7 @@ class HostLook:
             macs=self._macs,
             kernel=_kernel(),
             known=self._known,
+            tun=self._tun,
         )
 
     def _connected(self, config: NetworkConfig) -> tuple[tuple[Subnet, str], ...]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from wincey.agent.company import NetworkConflict, Seat
 from wincey.agent.envfile import EnvFile, EnvPublisher
 from wincey.agent.once import Once
 from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
@@ -41,7 +42,7 @@ from wincey.model.errors import (
 )
 from wincey.model.lease import Lease, LeaseAttrs
 from wincey.model.state import InterfaceAddress, Link, RuleSet, Tunnel
-from wincey.store.registry import Registry, Snapshot, Update
+from wincey.store.registry import LeaseStore, Snapshot, Update
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,15 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Network:
-    """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet)."""
+    """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet).
+
+    seat: its place among the host's networks, None where it is the only one.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        registry: LeaseStore,
         reconciler: Reconciler,
         *,
         state: State,
@@ -79,7 +83,9 @@ class Network:
         choose_rules: Callable[[NetworkConfig], Awaitable[None]],
         on_ready: Callable[[str | None], None],
         rng: random.Random,
+        seat: Seat | None = None,
     ) -> None:
+        self._seat = seat
         self._settings, self._registry, self._reconciler = settings, registry, reconciler
         self._host, self._look, self._on_ready, self._rng = host, look, on_ready, rng
         self._choose_rules = choose_rules
@@ -92,13 +98,22 @@ class Network:
         self._again_in: float | None = None  # seconds after which to try again what was not possible as wanted
         self._host_changed = asyncio.Event()
         self._once = Once()
-        self._preparation = Preparation(registry, look, state, self._once)
+        self._preparation = Preparation(registry, look, state, self._once, seat)
         self._peers = Peers(reconciler, self._territory, self._once)
-        registry.store.on_outage(self._on_outage)
+        registry.on_outage(self._on_outage)
 
     def host_changed(self) -> None:
         """An address or link of the host changed: look again."""
         self._host_changed.set()
+
+    def company_changed(self) -> None:
+        """The host's other networks have other ranges by now, or something that was refused may be free."""
+        planner = self._peers.planner
+        if planner and self._seat:
+            planner.others = self._seat.others()
+            self._reconciler.desired.put(LOCAL, planner.local())
+            self._reconciler.apply_soon()
+        self.host_changed()
 
     async def run(self) -> None:
         """Live until cancelled. Raises WinceyError when the host can't join; later failures are waited out."""
@@ -117,7 +132,10 @@ class Network:
         """
         prepared, snapshot = await self._prepare()
         # The data of all hosts were lost, not those of some who left: ours went with them.
-        lost = self._claim is not None and self._claim.key not in snapshot.claims
+        if self._claim:
+            lost = self._claim.key not in snapshot.claims
+        else:
+            lost = self._lease is not None and self._registry.lease_key(self._lease.key) not in snapshot.leases
         patience = COME_BACK_AFTER_LOSS if lost else COMES_BACK
         attrs = prepared.backend.attrs()
         early = self._keeps_its_lease(prepared.config, snapshot)
@@ -210,7 +228,7 @@ class Network:
                     # Remember what was refused, or its presence would look like a change for ever.
                     self._prepared.raw = snapshot.config or b""
                     # With the config it can be had again at the next change; with the host, at that of the host.
-                    self._prepared.awaits_host = isinstance(error, NotJoinable)
+                    self._prepared.awaits_host = isinstance(error, (NotJoinable, NetworkConflict))
                     return self._prepared, snapshot
                 if isinstance(error, (UnknownBackend, NotJoinable)):
                     raise
@@ -221,12 +239,15 @@ class Network:
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
 
     async def _stake(self, prepared: Prepared) -> None:
+        claims = self._registry.claims
+        if claims is None:
+            return
         address = prepared.identity.public_ip or prepared.identity.public_ipv6
         assert address
         key = self._registry.claim_key(format_address(address))
         if self._claim and self._claim.key == key:
             return
-        claim = Claim(self._registry.store, key, self._host)
+        claim = Claim(claims, key, self._host)
 
         async def stake() -> None:
             try:
@@ -249,6 +270,7 @@ class Network:
             identity=prepared.identity,
             own=self._lease.key,
             policy=self._settings.policy,
+            others=self._seat.others() if self._seat else None,
         )
         desired, networks, local = self._reconciler.desired, prepared.config.networks, self._peers.planner.local()
         self._territory.claim([*networks, *self._env.previous.networks], local)

@@ -10,7 +10,7 @@ from wincey.leasing.allocate import Identity
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
-from wincey.model.state import Link, Object, Route, RuleSet, Sysctl
+from wincey.model.state import Isolation, Link, Object, Route, RuleSet, Sysctl, Tunnel
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -24,7 +24,10 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Planner:
-    """The plan of one network on this host, for one config, one set of host facts and one lease."""
+    """The plan of one network on this host, for one config, one set of host facts and one lease.
+
+    others: the ranges of the host's other networks, None where this is the only one by design.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,9 @@ class Planner:
         identity: Identity,
         own: LeaseKey,
         policy: Policy,
+        others: tuple[Subnet, ...] | None = None,
     ) -> None:
+        self.others = others
         self._config, self._host, self._backend = config, host, backend
         self._identity, self._own, self._policy = identity, own, policy
         self._helpers: list[Backend] = []
@@ -43,13 +48,14 @@ class Planner:
     def local(self) -> list[Object]:
         """What exists for the host itself: devices, addresses, rules."""
         objects = self._backend.local(self._own)
+        isolation = self._isolation(objects)
         for network in self._config.networks:
             subnet = next((subnet for subnet in self._own.subnets if subnet.family == network.family), None)
             if subnet is None:
                 continue
             if self._policy.blackhole:
                 objects.append(Route(subnet, "", kind="blackhole"))
-            if self._policy.masquerade or self._policy.forward:
+            if self._policy.masquerade or self._policy.forward or isolation:
                 objects.append(
                     RuleSet(
                         network=network,
@@ -58,9 +64,18 @@ class Planner:
                         forward=self._policy.forward,
                         random_fully=self._policy.random_fully,
                         exclude=tuple(cidr for cidr in self._policy.exclude if cidr.family == network.family),
+                        isolation=isolation,
                     )
                 )
         return objects
+
+    def _isolation(self, local: list[Object]) -> Isolation | None:
+        if self.others is None:
+            return None
+        links = [item for item in local if isinstance(item, Link)]
+        ports = [item.port for item in local if isinstance(item, Tunnel)]
+        ports += [link.vxlan.port for link in links if link.vxlan]
+        return Isolation(self.others, (*(link.name for link in links), self._host.underlay), ports[0] if ports else 0)
 
     def peer(self, lease: Lease) -> list[Object]:
         """What exists for one peer; nothing for our own leases. Raises BadLease when it can't be reached.

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from wincey.agent.company import Seat
 from wincey.agent.once import Once
 from wincey.agent.statefile import State
 from wincey.backends.base import Backend, HostFacts
@@ -14,7 +15,7 @@ from wincey.backends.vxlan import published_macs
 from wincey.leasing.allocate import Identity
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig
-from wincey.store.registry import Registry, Snapshot
+from wincey.store.registry import LeaseStore, Snapshot
 
 
 class Look(Protocol):
@@ -43,13 +44,14 @@ class Prepared(msgspec.Struct):
 
 
 class Preparation:
-    """Considers configs."""
+    """Considers configs. seat: the network's place among the host's networks, None where it is the only one."""
 
-    def __init__(self, registry: Registry, look: Look, state: State, once: Once) -> None:
+    def __init__(self, registry: LeaseStore, look: Look, state: State, once: Once, seat: Seat | None = None) -> None:
+        self._seat = seat
         self._key, self._look, self._state, self._once = registry.config_key, look, state, once
 
     def consider(self, snapshot: Snapshot) -> Prepared:
-        """Raises BadConfig, UnknownBackend, NotJoinable."""
+        """Raises BadConfig, UnknownBackend, NotJoinable, NetworkConflict."""
         if snapshot.config is None:
             raise BadConfig(no_config(self._key))
         config = NetworkConfig.parse(snapshot.config)
@@ -57,6 +59,8 @@ class Preparation:
             self._once.warn(self._key, warning)
         facts = self._look(config)
         prepared = Prepared(snapshot.config, config, facts, make(config, facts))
+        if self._seat:
+            self._seat.take(config)
         for warning in config.backend.unknown_keys(("Type", *prepared.backend.keys)):
             self._once.warn(self._key, warning)
         for lease in snapshot.leases.values():

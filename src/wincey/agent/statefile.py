@@ -3,6 +3,9 @@
 After a restart with another config it tells which devices and networks of an earlier run are ours to clean up, and
 `--cleanup` needs nothing else. It also keeps the MAC addresses of our devices, so that a device deleted while no daemon ran
 comes back as the peers know it.
+
+While containers can't be started, `not-ready` beside it has the reason in one line, for what asks on the host without a
+health endpoint: the CNI plugin's STATUS.
 """
 
 from __future__ import annotations
@@ -94,8 +97,21 @@ class State:
                 "%s can't be written: %s; objects of this run may be left behind after the next", self._path, error
             )
 
+    def tell(self, reason: str | None) -> None:
+        """Write why containers can't be started, None when they can. It is for information: a failure to write is logged."""
+        path = self.directory / "not-ready"
+        try:
+            if reason is None:
+                path.unlink(missing_ok=True)
+                return
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            path.write_text(reason + "\n")
+        except OSError as error:
+            log.warning("%s can't be kept: %s", path, error)
+
     def forget(self) -> None:
-        """Remove the file: nothing of ours is left on the host."""
+        """Remove the files: nothing of ours is left on the host."""
+        self.tell(None)
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
             self.directory.rmdir()

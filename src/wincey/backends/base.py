@@ -20,6 +20,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     reach it by (another one behind NAT). connected: subnets that are reached without a gateway, and by which device.
     macs: MAC addresses for devices of ours that must stay as they were, by device name. kernel: release as (major, minor).
     known: the type and options of every backend that the config has asked for while we run, the latest first.
+    tun: the name for a TUN device, which no other network of this host has.
     """
 
     underlay: str
@@ -32,6 +33,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     macs: Mapping[str, MacAddress] = {}
     kernel: tuple[int, int] = (0, 0)
     known: Sequence[tuple[str, BackendOptions]] = ()
+    tun: str = "flannel0"
 
     def device_towards(self, address: Address) -> str | None:
         """The device that an address is directly connected to, None if it takes a gateway. The longest prefix counts."""

@@ -18,7 +18,6 @@ from wincey.model.state import InterfaceAddress, Link, Object, Route, Tunnel, Tu
 
 PORT = 8285
 OVERHEAD = 28  # outer IPv4 20, UDP 8
-DEVICE = "flannel0"
 
 
 class UdpBackend:
@@ -50,11 +49,12 @@ class UdpBackend:
     def local(self, own: LeaseKey) -> list[Object]:
         assert own.v4
         assert self._config.network
+        device = self._host.tun
         return [
-            Tunnel(DEVICE, self.mtu, self._local, self._port),
-            Link(DEVICE, "tun", self.mtu),
-            InterfaceAddress(DEVICE, single(own.v4.address)),
-            Route(self._config.network, DEVICE),
+            Tunnel(device, self.mtu, self._local, self._port),
+            Link(device, "tun", self.mtu),
+            InterfaceAddress(device, single(own.v4.address)),
+            Route(self._config.network, device),
         ]
 
     def peer(self, own: LeaseKey, lease: Lease) -> list[Object]:
@@ -62,4 +62,4 @@ class UdpBackend:
             return []
         if not lease.attrs.public_ip:
             raise BadLease(f"lease {lease.key} names no PublicIP")
-        return [TunnelPeer(DEVICE, lease.key.v4, lease.attrs.public_ip)]
+        return [TunnelPeer(self._host.tun, lease.key.v4, lease.attrs.public_ip)]

@@ -97,7 +97,7 @@ def _with_registry(options: dict[str, Any], action: Callable[[Registry], Awaitab
     prefix = options["etcd_prefix"]
 
     async def work() -> T:
-        store = await open_store(_options(options), prefix)
+        store = await open_store(options_of_store(options), prefix)
         try:
             return await action(Registry(store, prefix))
         finally:
@@ -106,7 +106,8 @@ def _with_registry(options: dict[str, Any], action: Callable[[Registry], Awaitab
     return asyncio.run(work())
 
 
-def _options(options: dict[str, Any]) -> StoreOptions:
+def options_of_store(options: dict[str, Any]) -> StoreOptions:
+    """What the options of `store_options` say."""
     if options["store"].startswith(_SQLITE):
         return StoreOptions(store=options["store"])
     etcd = {name.removeprefix("etcd_"): value for name, value in options.items() if name.startswith("etcd_")}

@@ -13,7 +13,10 @@ from wincey.cli.options import Options, load
 from wincey.model.errors import WinceyError
 
 if TYPE_CHECKING:
-    from wincey.agent.daemon import DaemonOptions
+    from collections.abc import Coroutine
+
+    from wincey.agent.life import DaemonOptions
+    from wincey.store.open import StoreOptions
 
 
 def main() -> None:
@@ -48,10 +51,9 @@ def _start(options: Options) -> int:
         log.error("%s", complaint)
     for warning in options.warnings:
         log.warning("%s", warning)
-    from wincey.agent.daemon import clean_up, serve
 
     try:
-        asyncio.run(clean_up(options.subnet_file) if options.cleanup else serve(_daemon_options(options)))
+        asyncio.run(_work(options))
     except WinceyError as error:
         log.critical("%s", error)
         return error.exit_code
@@ -60,24 +62,46 @@ def _start(options: Options) -> int:
     return 0
 
 
+def _work(options: Options) -> Coroutine[None, None, object]:
+    if options.cleanup:
+        return _clean_up(options)
+    if options.listen:
+        from wincey.agent.serving import ServerOptions, serve_remote
+
+        return serve_remote(
+            ServerOptions(
+                store=_store_options(options),
+                prefix=options.etcd_prefix,
+                where=options.listen,
+                keyfile=options.remote_keyfile,
+                certfile=options.remote_certfile,
+                cafile=options.remote_cafile,
+                token_file=options.remote_token_file,
+                healthz_ip=options.healthz_ip,
+                healthz_port=options.healthz_port,
+            )
+        )
+    from wincey.agent.daemon import serve
+
+    return serve(_daemon_options(options))
+
+
+def _clean_up(options: Options) -> Coroutine[None, None, object]:
+    from wincey.agent.life import clean_up
+    from wincey.agent.networks import clean_up_all
+
+    several = options.networks or options.watch_networks
+    return clean_up_all(options.subnet_dir) if several else clean_up(options.subnet_file)
+
+
 def _daemon_options(options: Options) -> DaemonOptions:
-    from wincey.agent.daemon import DaemonOptions
     from wincey.agent.hostfacts import Wishes
+    from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
-    from wincey.store.open import StoreOptions
 
     return DaemonOptions(
-        store=StoreOptions(
-            store=f"sqlite:{options.sqlite_path}" if options.sqlite_path else "etcd",
-            api=options.etcd_api,  # type: ignore[arg-type]  # its flag takes no other values
-            endpoints=list(options.etcd_endpoints),
-            keyfile=options.etcd_keyfile,
-            certfile=options.etcd_certfile,
-            cafile=options.etcd_cafile,
-            username=options.etcd_username,
-            password=options.etcd_password,
-        ),
+        store=_store_options(options),
         prefix=options.etcd_prefix,
         settings=Settings(
             subnet_file=options.subnet_file,
@@ -101,6 +125,32 @@ def _daemon_options(options: Options) -> DaemonOptions:
         healthz_port=options.healthz_port,
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
         audit=max(60.0, options.iptables_resync),
+        several=Several(options.networks, options.watch_networks, options.subnet_dir)
+        if options.networks or options.watch_networks
+        else None,
+    )
+
+
+def _store_options(options: Options) -> StoreOptions:
+    from wincey.store.open import RemoteOptions, StoreOptions
+
+    remote = RemoteOptions(
+        servers=options.remote,
+        keyfile=options.remote_keyfile,
+        certfile=options.remote_certfile,
+        cafile=options.remote_cafile,
+        token_file=options.remote_token_file,
+    )
+    return StoreOptions(
+        store=f"sqlite:{options.sqlite_path}" if options.sqlite_path else "etcd",
+        api=options.etcd_api,  # type: ignore[arg-type]  # its flag takes no other values
+        endpoints=list(options.etcd_endpoints),
+        keyfile=options.etcd_keyfile,
+        certfile=options.etcd_certfile,
+        cafile=options.etcd_cafile,
+        username=options.etcd_username,
+        password=options.etcd_password,
+        remote=remote if options.remote else None,
     )
 
 

@@ -17,16 +17,10 @@ from wincey import __version__
 from wincey.cli.goflags import Flag, Parsed, apply_environment, describe, parse_arguments, usage
 from wincey.model.address import Address, Subnet, parse_address
 from wincey.model.errors import BadAddress, BadOption, UsageError
+from wincey.model.networkname import check_network_name
+from wincey.model.serveraddress import Where, parse_listen, parse_servers
 
 NOT_YET = {
-    "networks": "several networks in one daemon",
-    "watch-networks": "several networks in one daemon",
-    "subnet-dir": "several networks in one daemon",
-    "listen": "the client and server mode",
-    "remote": "the client and server mode",
-    "remote-keyfile": "the client and server mode",
-    "remote-certfile": "the client and server mode",
-    "remote-cafile": "the client and server mode",
     "kube-subnet-mgr": "Kubernetes as the store",
     "kube-api-url": "Kubernetes as the store",
     "kubeconfig-file": "Kubernetes as the store",
@@ -63,12 +57,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     etcd_password: str
     etcd_api: str
     sqlite_path: str | None
+    listen: Where | None
+    remote: tuple[str, ...]
+    remote_keyfile: str
+    remote_certfile: str
+    remote_cafile: str
+    remote_token_file: str
     iface: tuple[str, ...]
     iface_regex: tuple[str, ...]
     iface_can_reach: Address | None
     public_ip: Address | None
     public_ipv6: Address | None
     subnet_file: str
+    networks: tuple[str, ...]
+    watch_networks: bool
+    subnet_dir: str
     ip_masq: bool
     ip_masq_fully_random_disable: bool
     ip_masq_exclude: tuple[Subnet, ...]
@@ -122,6 +125,14 @@ def _build(parsed: Parsed) -> Options:
         raise BadOption(
             f"invalid --iptables-resync {values['iptables-resync']}: it must be at least 1 second; leave it out for 5"
         )
+    if values["listen"] and values["remote"]:
+        raise BadOption("--listen and --remote exclude each other: a server joins no network; run two daemons for both")
+    if values["remote"]:
+        warnings += [
+            f"--{name} has no effect: --remote is given"
+            for name in changed
+            if name == "store" or name.startswith("etcd-")
+        ]
     endpoints = values["etcd-endpoints"]
     if values["etcd-endpoint"] and "etcd-endpoints" in parsed.given:
         warnings.append("--etcd-endpoint has no effect: --etcd-endpoints is given")
@@ -190,6 +201,22 @@ def _endpoints(text: str) -> tuple[str, ...]:
     return endpoints
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(dict.fromkeys(check_network_name(name) for name in names))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+def _listen(text: str) -> Where | None:
+    return parse_listen(text) if text else None
+
+
+def _remote(text: str) -> tuple[str, ...]:
+    return parse_servers(text)
+
+
 def _store(text: str) -> str | None:
     if text in {"", "etcd"}:
         return None
@@ -213,6 +240,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("etcd-password", "s", "", "password for etcd; FLANNELD_ETCD_PASSWORD keeps it out of ps", "0.5.6", secret=True),
     Flag("etcd-api", "s", "auto", "etcd's API: auto, v3 or v2", read=_choice("auto", "v3", "v2")),
     Flag("store", "s", None, "where config and leases are kept: etcd (also when empty) or sqlite:PATH", read=_store),
+    # Client and server.
+    Flag("listen", "s", None, "serve leases on HOST:PORT, fd:// or fd://N; joins nothing", "0.5.0", "0.7.1", read=_listen),
+    Flag("remote", "s", (), "servers to join through, HOST:PORT, separated by commas", "0.5.0", "0.7.1", read=_remote),
+    Flag("remote-keyfile", "s", "", "file with our TLS key, between client and server", "0.5.2", "0.7.1"),
+    Flag("remote-certfile", "s", "", "file with our TLS certificate, between client and server", "0.5.2", "0.7.1"),
+    Flag("remote-cafile", "s", "", "file with the certificate authority of the other side", "0.5.2", "0.7.1"),
+    Flag("remote-token-file", "s", "", "a client's token, or a server's list of them and their networks"),
     # Which interface and which addresses.
     Flag("iface", "l", (), "interface for traffic between hosts, by address or name; repeatable, first match", "0.1.0"),
     Flag("iface-regex", "l", (), "the same by regular expression; repeatable, after all --iface", "0.8.0"),
@@ -229,6 +263,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("iptables-forward-rules", "b", True, "accept forwarded traffic of the cluster network", "0.11.0"),
     Flag("ip-blackhole-route", "b", False, "keep a blackhole route for our subnet's unused addresses", "0.27.1"),
     Flag("cleanup", "b", False, "remove all that we made on this host, and end"),
+    # Several networks.
+    Flag("networks", "s", (), "join these networks, names separated by commas", "0.5.0", "0.7.1", read=_networks),
+    Flag("watch-networks", "b", False, "join and leave networks as they come and go in the store", "0.5.6", "0.7.1"),
+    Flag("subnet-dir", "s", "/run/flannel/networks", "directory for a file NETWORK.env of each", "0.5.0", "0.7.1"),
     # Health, log, help.
     Flag("healthz-ip", "s", "0.0.0.0", "address that /healthz and /readyz listen on", "0.8.0"),
     Flag("healthz-port", "i", 0, "port that /healthz and /readyz listen on; 0 for none", "0.8.0"),
@@ -242,14 +280,6 @@ FLAGS: tuple[Flag, ...] = (
     Flag("log_dir", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("version", "b", False, "print the version and end", "0.1.0"),
     # Refused for now, see NOT_YET.
-    Flag("networks", "s", "", "names of several networks, separated by commas", "0.5.0", "0.7.1"),
-    Flag("watch-networks", "b", False, "join every network there is, as they come and go", "0.5.6", "0.7.1"),
-    Flag("subnet-dir", "s", "/run/flannel/networks", "directory for the files of several networks", "0.5.0", "0.7.1"),
-    Flag("listen", "s", "", "be a server for remote hosts on this address", "0.5.0", "0.7.1"),
-    Flag("remote", "s", "", "be a client of the server at this address", "0.5.0", "0.7.1"),
-    Flag("remote-keyfile", "s", "", "file with the TLS key between client and server", "0.5.2", "0.7.1"),
-    Flag("remote-certfile", "s", "", "file with the TLS certificate between client and server", "0.5.2", "0.7.1"),
-    Flag("remote-cafile", "s", "", "file with the certificate authority of the other side", "0.5.2", "0.7.1"),
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),
     Flag("kube-api-url", "s", "", "URL of the Kubernetes API", "0.8.0"),
     Flag("kubeconfig-file", "s", "", "kubeconfig file", "0.8.0"),

@@ -19,6 +19,8 @@ from wincey.model.errors import WinceyError
 
 COMMANDS = {
     "config": "wincey.cli.config:config",
+    "install-cni": "wincey.cli.install_cni:install_cni",
+    "docker-plugin": "wincey.cli.docker:docker_plugin",
     "lab": "wincey.cli.lab:lab",
 }
 """Name of a command: where its click command is."""

@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import socket
+import ssl
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 
 class Request(msgspec.Struct, frozen=True):
     """One request, read whole. path: decoded, without the query. query: the last value counts. headers: lower-case names,
-    repeated ones joined by `, `. peer: the client's address, "" on a Unix socket.
+    repeated ones joined by `, `. peer: the client's address, "" on a Unix socket. certificate: the common name in the
+    client's certificate, which the TLS context has verified; None without one.
     """
 
     method: str
@@ -40,6 +42,7 @@ class Request(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
     peer: str
+    certificate: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -84,14 +87,22 @@ class HttpServer:
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    async def listen_tcp(self, host: str, port: int) -> int:
-        """Listen on a TCP address; host "" is every address, port 0 a free port. Returns the port; raises OSError."""
+    async def listen_tcp(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on a TCP address; host "" is every address, port 0 a free port. Returns the port; raises OSError.
+
+        tls: the server's side of TLS. A handshake that fails is logged with the client's address.
+        """
         try:
-            server = await asyncio.get_running_loop().create_server(lambda: _Connection(self), host or None, port)
+            server = await asyncio.get_running_loop().create_server(lambda: self._protocol(tls), host or None, port)
         except OverflowError:
             raise OSError(None, f"Port {port} is not within 0 to 65535") from None
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
+
+    async def listen_socket(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on a TCP socket that somebody else, as systemd, has bound; it is closed with the server."""
+        server = await asyncio.get_running_loop().create_server(lambda: self._protocol(tls), sock=listener)
+        self._servers.append(server)
 
     async def listen_unix(self, path: str, mode: int = 0o600) -> None:
         """Listen on a Unix socket, in place of one that an earlier run left behind. Raises OSError."""
@@ -130,6 +141,10 @@ class HttpServer:
             with contextlib.suppress(FileNotFoundError):  # newer Pythons have removed it already
                 os.unlink(path)
 
+    def _protocol(self, tls: ssl.SSLContext | None) -> asyncio.Protocol:
+        connection = _Connection(self)
+        return _Handshake(connection, tls) if tls else connection
+
     def opened(self, connection: _Connection) -> bool:
         """Count a connection in; False when there are too many already."""
         if self.closing or len(self._connections) >= self.limits.connections:
@@ -151,6 +166,46 @@ class _Refused(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class _Handshake(asyncio.Protocol):
+    """What comes before a connection over TLS. asyncio's own way tells nobody whom it turned away, and why."""
+
+    def __init__(self, connection: _Connection, tls: ssl.SSLContext) -> None:
+        self._connection, self._tls = connection, tls
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        _notice_dead_clients(transport)
+        self._task = asyncio.get_running_loop().create_task(self._run(cast("asyncio.Transport", transport)))
+
+    async def _run(self, transport: asyncio.Transport) -> None:
+        peer = transport.get_extra_info("peername")
+        try:
+            secure = await asyncio.get_running_loop().start_tls(
+                transport, self._connection, self._tls, server_side=True, ssl_handshake_timeout=_HANDSHAKE
+            )
+        except OSError as error:  # of which ssl.SSLError is one
+            if not isinstance(error, ConnectionError):
+                reason = getattr(error, "verify_message", "") or getattr(error, "reason", None) or str(error)
+                log.warning("TLS with %s failed: %s", peer[0], reason.replace("_", " ").lower())
+            transport.abort()
+        else:
+            if secure:
+                self._connection.connection_made(secure)
+
+
+def _notice_dead_clients(transport: asyncio.BaseTransport) -> None:
+    """A client that vanished without a word is noticed within half a minute, and its long polls end."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None and raw.family != socket.AF_UNIX:
+        for level, name, value in (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        ):
+            raw.setsockopt(level, name, value)
 
 
 class _Connection(asyncio.Protocol):
@@ -176,6 +231,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        _notice_dead_clients(transport)
         if self._server.opened(self):
             self._task = asyncio.get_running_loop().create_task(self._run())
         else:
@@ -187,7 +243,8 @@ class _Connection(asyncio.Protocol):
         self._http.receive_data(data)
         self._arrived.set()
         # What a client sends on while a handler runs waits here, and beyond a bound in the client.
-        if self._waiting > self._limits.header:
+        # (Over TLS some may come before connection_made does.)
+        if self._waiting > self._limits.header and self._task:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -197,7 +254,8 @@ class _Connection(asyncio.Protocol):
         self._arrived.set()
         if self._task:
             self._later(self._limits.half_closed, self._task.cancel)
-        return True  # the response still goes out
+        # The response still goes out; over TLS there is no half-closed connection.
+        return self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -300,6 +358,7 @@ class _Connection(asyncio.Protocol):
             headers,
             bytes(body),
             str(peer[0]) if isinstance(peer, tuple) else "",
+            _common_name(self._transport.get_extra_info("peercert")),
         )
 
     async def _event(self) -> h11.Event | type[h11.PAUSED]:
@@ -344,7 +403,8 @@ class _Connection(asyncio.Protocol):
         self._send(h11.Data(data=body))
         self._send(h11.EndOfMessage())
         # A client that is still sending would lose our answer to a reset if we closed now.
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.half_closed):
                 while not self._ended:
@@ -372,5 +432,14 @@ class _Connection(asyncio.Protocol):
         async with asyncio.timeout(self._limits.response):
             await self._writable.wait()
 
+
+def _common_name(certificate: Mapping[str, tuple[tuple[tuple[str, str], ...], ...]] | None) -> str | None:
+    """Of a client's certificate as the ssl module tells it; "" when it has none."""
+    if not certificate:
+        return None
+    return next((value for part in certificate["subject"] for name, value in part if name == "commonName"), "")
+
+
+_HANDSHAKE = 10.0  # seconds
 
 _STATUSES = frozenset(status.value for status in HTTPStatus)

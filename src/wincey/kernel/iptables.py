@@ -26,9 +26,11 @@ from wincey.kernel.iptables_text import (
     absent,
     historical,
     is_ancient,
+    isolation_places,
     placed,
     places,
     rendered,
+    rendered_isolation,
     restore_text,
 )
 from wincey.kernel.nfmonitor import GenerationCounter, LegacyPoll, NftMonitor, legacy_tables
@@ -94,14 +96,14 @@ class Iptables(msgspec.Struct, frozen=True):
                 return seen
         raise ProgramFailed(f"{self.program}: another program keeps changing the same chains")
 
-    async def remove(self, suffix: str, pairs: Sequence[tuple[Subnet, Subnet]] = ()) -> None:
-        """Remove our chains, their jumps, and flannel's older rules.
+    async def remove(self, own: Sequence[Place], pairs: Sequence[tuple[Subnet, Subnet]] = ()) -> None:
+        """Remove our chains at these places, their jumps, and flannel's older rules.
 
         Those are written for a network and a subnet: known ones are given as pairs. Raises ProgramFailed.
         """
         pairs = [pair for pair in pairs if pair[0].family == self.family]
         stale = frozenset(text for pair in pairs for text in historical(*pair))
-        await self.put([(place, ()) for place in places(suffix)], stale)
+        await self.put([(place, ()) for place in own], stale)
         await self.remove_ancient(pairs)
 
     async def remove_ancient(self, pairs: Sequence[tuple[Subnet, Subnet]]) -> None:
@@ -136,11 +138,16 @@ def in_use(candidates: Sequence[Iptables]) -> list[Iptables]:
     return [one for one in candidates if not one.version.legacy or legacy_tables(one.family)]
 
 
-async def clear(candidates: Sequence[Iptables], suffix: str, pairs: Sequence[tuple[Subnet, Subnet]]) -> None:
+def all_places(suffix: str, *, isolating: bool) -> tuple[Place, ...]:
+    """Every place that the rules of a daemon, or with isolating those of one of several networks, can have."""
+    return (*places(suffix), *(isolation_places(suffix) if isolating else ()))
+
+
+async def clear(candidates: Sequence[Iptables], own: Sequence[Place], pairs: Sequence[tuple[Subnet, Subnet]]) -> None:
     """Remove our chains, and flannel's older rules for these pairs, from these programs' tables; trouble is logged."""
     for one in in_use(candidates):
         try:
-            await one.remove(suffix, pairs)
+            await one.remove(own, pairs)
         except ProgramFailed as error:
             logger.warning("rules of an earlier run may be left: %s", error)
 
@@ -153,27 +160,36 @@ async def clear_tables(suffix: str) -> None:
         logger.debug("no nftables tables deleted: %s", error)
 
 
-async def clear_everything(suffix: str, pairs: Sequence[tuple[Subnet, Subnet]], program: str = "iptables-nft") -> None:
+async def clear_everything(
+    suffix: str, pairs: Sequence[tuple[Subnet, Subnet]], program: str = "iptables-nft", *, isolating: bool = False
+) -> None:
     """Remove all rules of ours, whichever flavour or version made them, and nothing else."""
     await clear_tables(suffix)
     for family in FAMILIES:
-        await clear(await programs(family, program), suffix, pairs)
+        await clear(await programs(family, program), all_places(suffix, isolating=isolating), pairs)
 
 
 class IptablesDriver:
     """Keeps RuleSets by one iptables program: `iptables`, `iptables-legacy` or `iptables-nft` (a kernel.driver.Driver).
 
-    previous: pairs of network and subnet that an earlier run, or an earlier flannel, may have left rules for.
+    previous: pairs of network and subnet that an earlier run, or an earlier flannel, may have left rules for. isolating:
+    whether the RuleSets may ask for isolation; then the mangle table is looked at too.
     """
 
     handles: tuple[type[Object], ...] = (RuleSet,)
 
     def __init__(
-        self, program: str = "iptables", suffix: str = "", previous: Sequence[tuple[Subnet, Subnet]] = ()
+        self,
+        program: str = "iptables",
+        suffix: str = "",
+        previous: Sequence[tuple[Subnet, Subnet]] = (),
+        *,
+        isolating: bool = False,
     ) -> None:
         """Raises UsageError for a suffix that can't be part of a chain's name."""
         self._program, self._suffix, self._previous = program, check_suffix(suffix), tuple(previous)
-        self._places = places(suffix)
+        self._isolating = isolating
+        self._places = all_places(suffix, isolating=isolating)
         self._found: dict[int, Iptables] = {}
         self._applied: dict[int, tuple[RuleSet, list[tuple[str, ...] | None]]] = {}
         self._verified: dict[int, tuple[int, RuleSet | None]] = {}
@@ -229,7 +245,7 @@ class IptablesDriver:
         """Remove all of ours, whichever flavour or version made it, and only that; what can't be is logged."""
         self._applied.clear()
         self._verified.clear()
-        await clear_everything(self._suffix, self._previous, self._program)
+        await clear_everything(self._suffix, self._previous, self._program, isolating=self._isolating)
 
     async def _observe(self, family: int, wanted: RuleSet | None) -> RuleSet | None:
         one = await self._iptables(family)
@@ -262,17 +278,18 @@ class IptablesDriver:
             await one.remove_ancient(pairs)
             await clear_tables(self._suffix)
             others = await programs(family, self._program)
-            await clear([other for other in others if other.version.legacy != one.version.legacy], self._suffix, pairs)
+            await clear([other for other in others if other.version.legacy != one.version.legacy], self._places, pairs)
         self._listen()
 
     async def _remove(self, family: int) -> None:
         one = await self._iptables(family)
         self._forget(family)
-        await one.remove(self._suffix)
+        await one.remove(self._places)
 
     def _rules(self, one: Iptables, rules: RuleSet) -> list[tuple[Place, tuple[str, ...]]]:
         texts = rendered(rules, random_fully=rules.random_fully and one.version.modern)
-        return list(zip(self._places, texts, strict=True))
+        apart = rendered_isolation(rules) if self._isolating else ()
+        return list(zip(self._places, (*texts, *apart), strict=True))
 
     async def _iptables(self, family: int) -> Iptables:
         if family not in self._found:

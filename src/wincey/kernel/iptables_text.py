@@ -14,7 +14,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from wincey.kernel.rules import MARK, MULTICAST, Match, Rule, forward_rules, masquerade_rules
+from wincey.kernel.rules import (
+    MARK,
+    MULTICAST,
+    Match,
+    Rule,
+    forward_rules,
+    ingress_rules,
+    masquerade_rules,
+    separation_rules,
+)
 from wincey.model.address import Subnet
 from wincey.model.state import RuleSet
 
@@ -66,6 +75,27 @@ def places(suffix: str = "") -> tuple[Place, Place]:
     )
 
 
+def isolation_places(suffix: str) -> tuple[Place, Place]:
+    """Where the rules are that keep a host's networks apart: what comes in, what is forwarded.
+
+    The mangle table comes before the filter table, where a rule of Docker's accepts what leaves its bridges.
+    """
+    comment = "flanneld isolation"
+    return (
+        Place("mangle", "PREROUTING", f"FLANNEL-IN-{suffix}", comment),
+        Place("mangle", "FORWARD", f"FLANNEL-SEP-{suffix}", comment),
+    )
+
+
+def rendered_isolation(rules: RuleSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The rules of `isolation_places` as `rendered` has those of `places`."""
+    ingress, separation = ingress_rules(rules), separation_rules(rules)
+    return (
+        tuple(text for rule in ingress for text in _rule(rule, "flanneld isolation", False)),
+        tuple(text for rule in separation for text in _rule(rule, "flanneld isolation", False)),
+    )
+
+
 def rendered(rules: RuleSet, *, random_fully: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The rules of the two places without their `-A CHAIN`, in order."""
     masquerade, forward = places()
@@ -81,6 +111,10 @@ def _rule(rule: Rule, comment: str, random_fully: bool) -> Iterator[str]:
         words = [
             source,
             destination,
+            f"-i {rule.device}" if rule.device else "",
+            f"-p udp -m udp --dport {rule.udp_port}" if rule.udp_port else "",
+            "-m addrtype --dst-type LOCAL" if rule.local else "",
+            "-m rpfilter --invert" if rule.strayed else "",
             f"-m mark --mark {MARK:#x}/{MARK:#x}" if rule.marked else "",
             f'-m comment --comment "{comment}"' if comment else "",
             f"-j {rule.verdict.upper()}",

@@ -24,9 +24,11 @@ from wincey.kernel.rules import (
     Rule,
     check_suffix,
     forward_rules,
+    ingress_rules,
     masquerade_rules,
     nft_tables,
     rules_key,
+    separation_rules,
     unknown,
 )
 from wincey.model.address import Subnet
@@ -65,7 +67,18 @@ def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "") -> 
                 "nat hook postrouting priority 100",  # srcnat, a word that older versions of nft don't know
                 masquerade_rules(rules),
             ),
-            ("forward", "chain to accept flannel traffic", "filter hook forward priority 0", forward_rules(rules)),
+            (
+                "forward",
+                "chain to accept flannel traffic",
+                "filter hook forward priority 0",
+                (*separation_rules(rules), *forward_rules(rules)),
+            ),
+            (
+                "ingress",
+                "chain to keep networks apart",
+                "filter hook prerouting priority -300",  # raw: before any NAT
+                ingress_rules(rules),
+            ),
         )
         if chain
     )
@@ -78,8 +91,12 @@ def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "") -> 
 def _rule(rule: Rule, family: str, fully_random: bool) -> str:
     words = [
         f"meta mark & {MARK:#x} == {MARK:#x}" if rule.marked else "",
+        f'iifname "{rule.device}"' if rule.device else "",
         _match(f"{family} saddr", rule.source),
         _match(f"{family} daddr", rule.destination),
+        f"udp dport {rule.udp_port}" if rule.udp_port else "",
+        "fib daddr type local" if rule.local else "",
+        "fib saddr . iif oif missing" if rule.strayed else "",
         rule.verdict,
         "fully-random" if fully_random and rule.verdict == "masquerade" else "",
     ]
@@ -97,15 +114,18 @@ def _match(field: str, match: Match | None) -> str:
 class NftablesDriver:
     """Keeps RuleSets by nftables (a kernel.driver.Driver).
 
-    suffix: keeps the tables of several daemons on one host apart. previous: pairs of network and subnet that an
-    earlier flannel may have left iptables rules for.
+    suffix: keeps the tables of several daemons or networks on one host apart. previous: pairs of network and subnet that
+    an earlier flannel may have left iptables rules for. isolating: whether the iptables flavour may have left rules that
+    keep networks apart.
     """
 
     handles: tuple[type[Object], ...] = (RuleSet,)
 
-    def __init__(self, suffix: str = "", previous: Sequence[tuple[Subnet, Subnet]] = ()) -> None:
+    def __init__(
+        self, suffix: str = "", previous: Sequence[tuple[Subnet, Subnet]] = (), *, isolating: bool = False
+    ) -> None:
         """Raises UsageError for a suffix that can't be part of a chain's name."""
-        self._suffix, self._previous = check_suffix(suffix), tuple(previous)
+        self._suffix, self._previous, self._isolating = check_suffix(suffix), tuple(previous), isolating
         self._tables = nft_tables(suffix)
         self._gate = ForwardGate(suffix, previous)
         self._features: nft.Features | None = None
@@ -169,7 +189,7 @@ class NftablesDriver:
         """Remove all of ours, whichever flavour or version made it, and only that; what can't be is logged."""
         self._applied.clear()
         self._verified.clear()
-        await clear_everything(self._suffix, self._previous)
+        await clear_everything(self._suffix, self._previous, isolating=self._isolating)
 
     async def _observe(self, family: int, wanted: RuleSet | None) -> RuleSet | None:
         # The legacy tables have no generation number: where they exist they are looked at each time.

@@ -38,12 +38,20 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False):
-    """Packets that match all of what is given meet the verdict. `marked`: with kube-proxy's bit in their mark."""
+    """Packets that match all of what is given meet the verdict.
 
-    verdict: Literal["return", "accept", "masquerade"]
+    marked: with kube-proxy's bit in their mark. device: that came in by it. strayed: that came in by another device than
+    the way back to their source (a strict reverse path check). udp_port: to it. local: to an address of this host.
+    """
+
+    verdict: Literal["return", "accept", "masquerade", "drop"]
     source: Match | None = None
     destination: Match | None = None
     marked: bool = False
+    device: str = ""
+    strayed: bool = False
+    udp_port: int = 0
+    local: bool = False
 
 
 class Flavour(msgspec.Struct, frozen=True):
@@ -82,6 +90,49 @@ def forward_rules(rules: RuleSet) -> tuple[Rule, ...]:
         return ()
     inside = Match((rules.network,))
     return Rule("accept", source=inside), Rule("accept", destination=inside)
+
+
+def ingress_rules(rules: RuleSet) -> tuple[Rule, ...]:
+    """What a packet has to pass as it comes in, where a host has several networks.
+
+    Who sent it is known by the device that it comes by, never by the address in it: what has to do with the network must
+    come by the device that leads back to its source. What other hosts send was looked at there. A container could also put
+    a packet into an envelope of the network's own kind and send it to a host, which would open it: so nothing but hosts
+    may send to the network's port. Containers among each other may, as they can have an overlay of their own.
+    """
+    isolation = rules.isolation
+    if isolation is None:
+        return ()
+    inside = Match((rules.network,))
+    others = _of_family(isolation.others, rules)
+    found = [
+        *(Rule("return", device=device) for device in ("lo", *isolation.devices)),
+        *((Rule("drop", Match(others), inside),) if others else ()),
+        Rule("drop", destination=inside, strayed=True),
+        Rule("drop", inside, strayed=True),
+    ]
+    if isolation.port:
+        networks = merged((rules.network, *others))
+        found += [
+            Rule("drop", strayed=True, udp_port=isolation.port),
+            Rule("drop", Match(networks), udp_port=isolation.port, local=True),
+            *(Rule("return", Match((network,)), Match((network,))) for network in networks),
+            Rule("drop", Match(networks), udp_port=isolation.port),
+        ]
+    return tuple(found)
+
+
+def separation_rules(rules: RuleSet) -> tuple[Rule, ...]:
+    """What is not forwarded, whatever else accepts it: anything between two networks of a host, also after DNAT."""
+    others = _of_family(rules.isolation.others, rules) if rules.isolation else ()
+    if not others:
+        return ()
+    inside, outside = Match((rules.network,)), Match(others)
+    return Rule("drop", inside, outside), Rule("drop", outside, inside)
+
+
+def _of_family(subnets: Iterable[Subnet], rules: RuleSet) -> tuple[Subnet, ...]:
+    return merged(subnet for subnet in subnets if subnet.family == rules.network.family)
 
 
 def merged(subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:

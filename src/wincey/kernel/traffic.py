@@ -18,16 +18,18 @@ log = logging.getLogger(__name__)
 class TrafficRulesDriver:
     """Keeps RuleSets (a kernel.driver.Driver) by nftables or iptables.
 
-    suffix: keeps the tables of several daemons on one host apart. previous: pairs of network and subnet that an earlier run,
-    or flannel, may have left rules for.
+    suffix: keeps the tables of several daemons or networks on one host apart. previous: pairs of network and subnet that an
+    earlier run, or flannel, may have left rules for. isolating: whether the RuleSets may ask for isolation.
     """
 
     handles: tuple[type[Object], ...] = (RuleSet,)
 
-    def __init__(self, suffix: str = "", previous: Sequence[tuple[Subnet, Subnet]] = ()) -> None:
+    def __init__(
+        self, suffix: str = "", previous: Sequence[tuple[Subnet, Subnet]] = (), *, isolating: bool = False
+    ) -> None:
         """Raises UsageError for a suffix that can't be part of a chain's name."""
-        self._suffix, self._previous = suffix, previous
-        self._driver: NftablesDriver | IptablesDriver = NftablesDriver(suffix, previous)
+        self._suffix, self._previous, self._isolating = suffix, previous, isolating
+        self._driver: NftablesDriver | IptablesDriver = NftablesDriver(suffix, previous, isolating=isolating)
         self._flavour = "nftables"
         self._told = False
         self._changed: Callable[[str], None] | None = None
@@ -46,9 +48,9 @@ class TrafficRulesDriver:
         await self._driver.close()
         self._flavour = flavour.name
         if flavour.name == "nftables":
-            self._driver = NftablesDriver(self._suffix, self._previous)
+            self._driver = NftablesDriver(self._suffix, self._previous, isolating=self._isolating)
         else:
-            self._driver = IptablesDriver(suffix=self._suffix, previous=self._previous)
+            self._driver = IptablesDriver(suffix=self._suffix, previous=self._previous, isolating=self._isolating)
         if self._changed:
             self._driver.watch(self._changed)
 

@@ -16,7 +16,7 @@ from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadLease, KeyConflict, KeyExists, StoreError
 from wincey.model.lease import TTL, Lease, LeaseAttrs, LeaseKey
-from wincey.store.registry import Registry, Snapshot
+from wincey.store.registry import LeaseStore, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Acquired(msgspec.Struct):
 
 
 async def acquire(
-    registry: Registry,
+    registry: LeaseStore,
     *,
     config: NetworkConfig,
     identity: Identity,
@@ -100,13 +100,13 @@ def _garbled(snapshot: Snapshot) -> dict[LeaseKey, Lease]:
     return garbled
 
 
-async def _take_over(registry: Registry, lease: Lease, attrs: LeaseAttrs) -> Lease:
+async def _take_over(registry: LeaseStore, lease: Lease, attrs: LeaseAttrs) -> Lease:
     if lease.attrs != attrs:
         return await registry.update(lease, attrs)
     return lease if lease.permanent else await registry.renew(lease)
 
 
-async def _release(registry: Registry, lease: Lease) -> None:
+async def _release(registry: LeaseStore, lease: Lease) -> None:
     with contextlib.suppress(KeyConflict):  # changed since we read it: the watch will tell
         await registry.release(lease)
 
@@ -114,7 +114,7 @@ async def _release(registry: Registry, lease: Lease) -> None:
 class Renewal:
     """Renews a lease for as long as it is ours. `lease` is the latest state of it; `seen` takes what the watch saw."""
 
-    def __init__(self, registry: Registry, lease: Lease, margin: float, rng: random.Random) -> None:
+    def __init__(self, registry: LeaseStore, lease: Lease, margin: float, rng: random.Random) -> None:
         self.lease = lease
         self._registry, self._margin, self._rng = registry, margin, rng
         self._kick = asyncio.Event()

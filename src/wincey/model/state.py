@@ -168,11 +168,24 @@ class TunnelPeer(msgspec.Struct, frozen=True, gc=False):
         return f"udp tunnel {self.device} peer {self.subnet} at {format_address(self.endpoint)}"
 
 
+class Isolation(msgspec.Struct, frozen=True, gc=False):
+    """What keeps a network apart from the others of its host.
+
+    others: their ranges. devices: those that bring the network's packets from other hosts. port: the UDP port that packets
+    between hosts travel to, 0 for none.
+    """
+
+    others: tuple[Subnet, ...] = ()
+    devices: tuple[str, ...] = ()
+    port: int = 0
+
+
 class RuleSet(msgspec.Struct, frozen=True, gc=False):
     """The packet filter's part of one network and one address family (reference section 7).
 
     network: the cluster network C. subnet: this host's subnet S. masquerade: --ip-masq. forward: accept what is forwarded
-    from and to C. exclude: destinations outside C that are not masqueraded either.
+    from and to C. exclude: destinations outside C that are not masqueraded either. isolation: None for a host's only
+    network.
     """
 
     tag: ClassVar[str] = "rules"
@@ -182,6 +195,7 @@ class RuleSet(msgspec.Struct, frozen=True, gc=False):
     forward: bool
     random_fully: bool = True
     exclude: tuple[Subnet, ...] = ()
+    isolation: Isolation | None = None
 
     @property
     def key(self) -> Key:

@@ -8,6 +8,7 @@ detail (`log.debug` is 1, `log.log(detail(3), ...)` is 3).
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import os
 import sys
@@ -15,6 +16,9 @@ import time
 from typing import Any, TextIO
 
 import msgspec
+
+NETWORK: contextvars.ContextVar[str] = contextvars.ContextVar("network", default="")
+"""The network that the running task is about, where a daemon has several: each line of the log names it."""
 
 _SEVERITIES = ((logging.CRITICAL, "F"), (logging.ERROR, "E"), (logging.WARNING, "W"), (0, "I"))
 _LEVELS = ((logging.CRITICAL, "fatal"), (logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
@@ -58,7 +62,8 @@ class KlogFormatter(logging.Formatter):
         severity = next(letter for level, letter in _SEVERITIES if record.levelno >= level)
         micros = int((record.created - second) * 1_000_000)
         head = f"{severity}{self._clock}.{micros:06d} {self._pid} {record.filename}:{record.lineno}] "
-        return head + record.getMessage() + _traceback(self, record)
+        network = NETWORK.get()
+        return f"{head}{f'{network}: ' if network else ''}{record.getMessage()}{_traceback(self, record)}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -75,6 +80,8 @@ class JsonFormatter(logging.Formatter):
             "file": record.filename,
             "line": record.lineno,
         }
+        if network := NETWORK.get():
+            line["network"] = network
         if trace := _traceback(self, record):
             line["exception"] = trace.lstrip("\n")
         line |= {key: value for key, value in record.__dict__.items() if key not in _OWN and key not in line}

@@ -61,20 +61,31 @@ def parse_endpoints(text: str) -> list[str]:
     return urls
 
 
-def tls_context(keyfile: str = "", certfile: str = "", cafile: str = "") -> ssl.SSLContext:
+def tls_context(
+    keyfile: str = "", certfile: str = "", cafile: str = "", *, server: bool = False, flags: str = "--etcd"
+) -> ssl.SSLContext:
     """What https endpoints are met with: TLS 1.2 or later; `cafile` (or else the system's roots) judges the server;
     certificate and key, always together, are our identity. Raises UsageError that names flag, file and reason.
+
+    server: for the other end: with a `cafile` clients must show a certificate that it judges. flags: what the names of
+    the flags begin with.
     """
     if bool(keyfile) != bool(certfile):
-        given, missing = ("--etcd-keyfile", "--etcd-certfile") if keyfile else ("--etcd-certfile", "--etcd-keyfile")
-        raise UsageError(f"{given} needs {missing} beside it")
-    for flag, path in (("--etcd-cafile", cafile), ("--etcd-certfile", certfile), ("--etcd-keyfile", keyfile)):
+        given, missing = ("keyfile", "certfile") if keyfile else ("certfile", "keyfile")
+        raise UsageError(f"{flags}-{given} needs {flags}-{missing} beside it")
+    for flag, path in ((f"{flags}-cafile", cafile), (f"{flags}-certfile", certfile), (f"{flags}-keyfile", keyfile)):
         if path:
             _readable(flag, path)
     try:
-        context = ssl.create_default_context(cafile=cafile or None)
+        if server:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            if cafile:
+                context.load_verify_locations(cafile)
+                context.verify_mode = ssl.CERT_REQUIRED
+        else:
+            context = ssl.create_default_context(cafile=cafile or None)
     except (ssl.SSLError, ValueError):
-        raise UsageError(f"--etcd-cafile {cafile}: it holds no certificate in PEM form") from None
+        raise UsageError(f"{flags}-cafile {cafile}: it holds no certificate in PEM form") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Python 3.13 became strict, and would turn away the CAs of many a running cluster (no key usage extension).
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -83,9 +94,11 @@ def tls_context(keyfile: str = "", certfile: str = "", cafile: str = "") -> ssl.
             context.load_cert_chain(certfile, keyfile, password="")
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise UsageError(f"--etcd-keyfile {keyfile}: it is not the key of --etcd-certfile {certfile}") from None
+                raise UsageError(
+                    f"{flags}-keyfile {keyfile}: it is not the key of {flags}-certfile {certfile}"
+                ) from None
             text = (
-                f"--etcd-certfile {certfile}, --etcd-keyfile {keyfile}: not a certificate and an open key in PEM form"
+                f"{flags}-certfile {certfile}, {flags}-keyfile {keyfile}: not a certificate and an open key in PEM form"
             )
             raise UsageError(text) from None
     return context
@@ -99,18 +112,19 @@ def _readable(flag: str, path: str) -> None:
         raise UsageError(f"{flag} {path}: {error.strerror}") from None
 
 
-def _client(url: str, tls: ssl.SSLContext | None, connect_timeout: float) -> HttpClient:
+def _client(url: str, tls: ssl.SSLContext | None, connect_timeout: float, flag: str) -> HttpClient:
     try:
         return HttpClient(url, tls, connect_timeout=connect_timeout)
     except ValueError as error:
         shown = re.sub(r"//[^/]*@", "//***@", url)  # perhaps with a password, which has flags of its own
-        raise BadOption(f"--etcd-endpoints: {shown}: {error}") from None
+        raise BadOption(f"{flag}: {shown}: {error}") from None
 
 
 class Endpoints:
     """The clients of a store's endpoints, the one to ask first in front.
 
-    connect_timeout: seconds for a connection with its TLS handshake. random: numbers of at least 0 and less than 1.
+    connect_timeout: seconds for a connection with its TLS handshake. random: numbers of at least 0 and less than 1. what,
+    flag: what errors call an endpoint, and the flag that names it.
     """
 
     def __init__(
@@ -120,10 +134,13 @@ class Endpoints:
         *,
         connect_timeout: float = 2.0,
         random: Callable[[], float] = jitter,
+        what: str = "etcd endpoint",
+        flag: str = "--etcd-endpoints",
     ) -> None:
         self.random = random
+        self._what = what
         self.outage: OutageCallback = lambda _reason: None
-        self._clients = [_client(url, tls, connect_timeout) for url in urls]
+        self._clients = [_client(url, tls, connect_timeout, flag) for url in urls]
         self._closed = False
 
     def __str__(self) -> str:
@@ -171,7 +188,7 @@ class Endpoints:
             wait = next(waits)
             # Where nobody listens the caller shall know at once; a store that elects a leader deserves patience.
             if self._closed or not reached or now() + wait >= end:
-                raise StoreUnavailable("no etcd endpoint could serve us: " + "; ".join(reasons.values()))
+                raise StoreUnavailable(f"no {self._what} could serve us: " + "; ".join(reasons.values()))
             await asyncio.sleep(wait)
 
     async def follow(self, attempt: Callable[[HttpClient], AsyncGenerator[list[T], None]]) -> AsyncIterator[list[T]]:

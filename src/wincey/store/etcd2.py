@@ -312,7 +312,7 @@ class Etcd2Store:
     def _changes(self, prefix: str, answer: _Answer) -> list[Change]:
         key, removed = answer.node.key, answer.action in _REMOVED
         if key.startswith(prefix) and not answer.node.dir:
-            return [Change(key, None if removed else answer.node.entry())]
+            return [Change(key, None, answer.node.modified_index) if removed else Change(key, answer.node.entry())]
         if removed:  # one event stands for every key that was below
             raise HistoryLost(f"the directory {key} was removed")
         return []

@@ -296,7 +296,7 @@ class Etcd3Store:
             if event.type == "DELETE":
                 if event.kv.key == cursor.key:
                     cursor.key = b""
-                changes.append(Change(key_text(event.kv.key), None))
+                changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
                 cursor.key, cursor.key_revision = event.kv.key, event.kv.mod_revision
                 entry = event.kv.entry()

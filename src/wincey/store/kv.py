@@ -37,10 +37,16 @@ class Listing(msgspec.Struct):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A key was put (`entry`) or removed by delete or expiry (None)."""
+    """A key was put (`entry`) or removed by delete or expiry (None). removed_at: the revision of a removal, else 0."""
 
     key: str
     entry: Entry | None
+    removed_at: int = 0
+
+    @property
+    def revision(self) -> int:
+        """The store's revision after this change."""
+        return self.entry.revision if self.entry else self.removed_at
 
 
 class KeyValueStore(Protocol):

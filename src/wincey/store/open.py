@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from wincey.model.errors import UsageError
 from wincey.store.kv import KeyValueStore
-from wincey.store.options import StoreOptions
+from wincey.store.options import RemoteOptions, StoreOptions
 
-__all__ = ["StoreOptions", "open_store"]
+__all__ = ["RemoteOptions", "StoreOptions", "open_remote", "open_store"]
+
+if TYPE_CHECKING:
+    from wincey.store.remote import RemoteRegistry
+    from wincey.store.remotelist import RemoteNetworkList
+    from wincey.store.servers import Servers
 
 
 async def open_store(options: StoreOptions, prefix: str) -> KeyValueStore:
@@ -26,3 +34,36 @@ async def open_store(options: StoreOptions, prefix: str) -> KeyValueStore:
     from wincey.store.etcd import open_etcd  # noqa: PLC0415  # as above
 
     return await open_etcd(options, "/" + prefix.strip("/") + "/")
+
+
+def open_servers(options: RemoteOptions, host: str) -> Servers:
+    """The servers that the command line names. host: see Servers. Raises UsageError, BadOption.
+
+    As with flannel it is TLS when any file for it is given; certificates are judged by the system's roots unless there is
+    a cafile.
+    """
+    from wincey.store.endpoints import tls_context  # noqa: PLC0415  # only what is used costs memory
+    from wincey.store.servers import Servers, read_token  # noqa: PLC0415  # likewise
+
+    wants_tls = bool(options.keyfile or options.certfile or options.cafile)
+    scheme = "https" if wants_tls else "http"
+    urls = [server if "://" in server else f"{scheme}://{server}" for server in options.servers]
+    tls = None
+    if any(url.startswith("https:") for url in urls):
+        tls = tls_context(options.keyfile, options.certfile, options.cafile, flags="--remote")
+    token = read_token(options.token_file) if options.token_file else ""
+    return Servers(urls, tls, host=host, token=token)
+
+
+def open_remote(options: RemoteOptions, network: str, host: str) -> RemoteRegistry:
+    """A network behind servers. network: `_` for the one without a name. Otherwise as open_servers."""
+    from wincey.store.remote import RemoteRegistry  # noqa: PLC0415  # likewise
+
+    return RemoteRegistry(open_servers(options, host), network)
+
+
+def open_remote_list(options: RemoteOptions, names: Sequence[str], host: str) -> RemoteNetworkList:
+    """The networks behind servers; see RemoteNetworkList and open_servers."""
+    from wincey.store.remotelist import RemoteNetworkList  # noqa: PLC0415  # likewise
+
+    return RemoteNetworkList(open_servers(options, host), names)

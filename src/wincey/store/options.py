@@ -7,8 +7,21 @@ from typing import Literal
 import msgspec
 
 
+class RemoteOptions(msgspec.Struct, frozen=True):
+    """Servers in place of a store. servers: as parse_servers reads them. token_file: "" for none."""
+
+    servers: tuple[str, ...]
+    keyfile: str = ""
+    certfile: str = ""
+    cafile: str = ""
+    token_file: str = ""
+
+
 class StoreOptions(msgspec.Struct):
-    """store: "" or `etcd`, or `sqlite:PATH`; the rest is for etcd."""
+    """store: "" or `etcd`, or `sqlite:PATH`; the rest but `remote` is for etcd.
+
+    remote: the servers to ask in its place (open_remote), if any.
+    """
 
     store: str = ""
     api: Literal["auto", "v3", "v2"] = "auto"
@@ -18,6 +31,7 @@ class StoreOptions(msgspec.Struct):
     cafile: str = ""
     username: str = ""
     password: str = ""
+    remote: RemoteOptions | None = None
 
     def __repr__(self) -> str:
         return f"StoreOptions(store={self.store!r}, api={self.api!r}, endpoints={self.endpoints!r})"  # no secrets

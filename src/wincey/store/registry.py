@@ -6,12 +6,13 @@ One unparsable key or value is one `BadEntry` and nothing else: it is counted, t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import msgspec
 
 from wincey.model.errors import BadLease
 from wincey.model.lease import TTL, Lease, LeaseAttrs, LeaseKey
-from wincey.store.kv import Change, Entry, KeyValueStore
+from wincey.store.kv import Change, Entry, KeyValueStore, OutageCallback
 
 
 class BadEntry(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ class Snapshot(msgspec.Struct):
 class Update(msgspec.Struct, frozen=True):
     """One change: exactly one of the fields after `key` has meaning, by the kind of key.
 
-    For a lease key `lease` None and `bad` None means removed.
+    For a lease key `lease` None and `bad` None means removed. revision: the store's after the change.
     """
 
     key: str
@@ -44,6 +45,52 @@ class Update(msgspec.Struct, frozen=True):
     bad: BadEntry | None = None
     config: bytes | None = None
     claim: Entry | None = None
+    revision: int = 0
+
+
+class LeaseStore(Protocol):
+    """What a host needs for its life in one network: a Registry, or a server (store.remote)."""
+
+    @property
+    def claims(self) -> KeyValueStore | None:
+        """Where hosts claim their addresses; None where a server does that for them."""
+
+    @property
+    def config_key(self) -> str:
+        """Where the config is, for messages."""
+
+    def lease_key(self, key: LeaseKey) -> str:
+        """What snapshots and updates call a lease."""
+
+    def claim_key(self, identity: str) -> str:
+        """The same for a host's claim on an address."""
+
+    def on_outage(self, callback: OutageCallback) -> None:
+        """See KeyValueStore.on_outage."""
+
+    async def snapshot(self) -> Snapshot:
+        """Read everything once; watch from its revision."""
+
+    def watch(self, after: int) -> AsyncIterator[list[Update]]:
+        """Changes after a snapshot's revision, batch by batch. Raises HistoryLost: take a new snapshot."""
+
+    async def create(self, key: LeaseKey, attrs: LeaseAttrs) -> Lease:
+        """Take a lease on a free subnet; a server may give another one. Raises KeyExists, OutOfSubnets, DuplicateHost."""
+
+    async def update(self, lease: Lease, attrs: LeaseAttrs) -> Lease:
+        """Publish new attributes; raises KeyConflict."""
+
+    async def renew(self, lease: Lease) -> Lease:
+        """Start its time limit anew; raises KeyConflict."""
+
+    async def time_left(self, lease: Lease) -> float | None:
+        """Seconds until it expires, None for a reservation; raises KeyConflict when it is lost."""
+
+    async def release(self, lease: Lease) -> bool:
+        """Give it back; raises KeyConflict."""
+
+    async def close(self) -> None:
+        """End all connections."""
 
 
 class Registry:
@@ -55,6 +102,15 @@ class Registry:
         self._config_key = f"{self.prefix}/config"
         self._subnets = f"{self.prefix}/subnets/"
         self._claims = f"{self.prefix}/wincey/hosts/"
+
+    @property
+    def claims(self) -> KeyValueStore | None:
+        """Where hosts claim their addresses."""
+        return self.store
+
+    def on_outage(self, callback: OutageCallback) -> None:
+        """See KeyValueStore.on_outage."""
+        self.store.on_outage(callback)
 
     @property
     def config_key(self) -> str:
@@ -102,14 +158,21 @@ class Registry:
             if updates:
                 yield updates
 
-    async def create(self, key: LeaseKey, attrs: LeaseAttrs) -> Lease:
-        """Take a lease on a free subnet; raises KeyExists."""
-        return self._lease(await self.store.create(self.lease_key(key), self._value(attrs), TTL))
+    async def create(self, key: LeaseKey, attrs: LeaseAttrs, *, permanent: bool = False) -> Lease:
+        """Take a lease on a free subnet; raises KeyExists. permanent: as a reservation."""
+        ttl = None if permanent else TTL
+        return self._lease(await self.store.create(self.lease_key(key), self._value(attrs), ttl))
 
     async def update(self, lease: Lease, attrs: LeaseAttrs) -> Lease:
         """Publish new attributes; a reservation stays one. Raises KeyConflict when it was lost or changed meanwhile."""
         ttl = None if lease.permanent else TTL
         return self._lease(await self.store.replace(self._entry(lease), self._value(attrs), ttl))
+
+    async def pin(self, lease: Lease, *, permanent: bool) -> Lease:
+        """Make a reservation of a lease, or the reverse. Raises KeyConflict when it was lost or changed meanwhile."""
+        return self._lease(
+            await self.store.replace(self._entry(lease), self._value(lease.attrs), None if permanent else TTL)
+        )
 
     async def renew(self, lease: Lease) -> Lease:
         """Start its TTL anew. Raises KeyConflict when it was lost or changed meanwhile."""
@@ -128,6 +191,10 @@ class Registry:
         """Give a lease back, unless it changed since it was read (raises KeyConflict)."""
         return await self.store.delete(self.lease_key(lease.key), lease.revision)
 
+    async def close(self) -> None:
+        """Close the store."""
+        await self.store.close()
+
     def lease_key(self, key: LeaseKey) -> str:
         """The store key of a lease."""
         return f"{self._subnets}{key}"
@@ -140,7 +207,8 @@ class Registry:
         return attrs.encode(etcd_v2=self.store.values_v2)
 
     def _read_change(self, change: Change) -> Update | None:
-        return self._read(change.key, change.entry)
+        update = self._read(change.key, change.entry)
+        return msgspec.structs.replace(update, revision=change.revision) if update else None
 
     def _read(self, key: str, entry: Entry | None) -> Update | None:
         if key == self._config_key:

@@ -170,7 +170,7 @@ def changes_below(db: sqlite3.Connection, prefix: str, after: int) -> list[Chang
         " WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision",
         (after, *_bounds(prefix)),
     )
-    return [Change(row[0], None if row[1] is None else _entry(*row)) for row in rows]
+    return [Change(row[0], None, row[2]) if row[1] is None else Change(row[0], _entry(*row)) for row in rows]
 
 
 def _advance(db: sqlite3.Connection, now: float, count: int = 1) -> int:
