@@ -186,9 +186,10 @@ def test_a_config_that_does_not_work_changes_nothing(make_lab, pinging):
         (config(Backend={"Type": "udp"}, EnableIPv6=True, IPv6Network="fd00:5::/48"), "IPv6"),
     ):
         put(lab, CONFIG, bad, None)
-        wait_until(lambda words=words: re.search(f"{words}.*going on with what was in force", log_of(host)))
+        told = re.compile(f"{words}.*going on with what was in force")
+        wait_until(lambda told=told: all(told.search(log_of(each)) for each in lab.hosts))
     delete(lab, CONFIG)
-    wait_until(lambda: "there is no network config" in log_of(host))
+    wait_until(lambda: all("there is no network config" in log_of(each) for each in lab.hosts))
     host.kill_daemon()  # and one that starts now waits, and leaves alone what is there
     host.start_daemon(wait=False)
     time.sleep(1.5)

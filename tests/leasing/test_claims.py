@@ -92,3 +92,24 @@ async def test_a_deleted_claim_is_made_again(stores):
 async def test_a_claim_that_cannot_be_read_is_nobody_known(stores):
     await stores[0].create(KEY, b"\xffgarbage", None)
     assert Host.decode((await stores[0].get(KEY)).value).name == "unknown host"
+
+
+async def test_a_claim_is_defended_however_often_it_is_attacked(stores, monkeypatch):
+    """A supervisor may start the second host again and again."""
+    monkeypatch.setattr(claims, "ANSWER_WITHIN", 3.0)
+    claim, task = await holder(stores[0])
+    claim._defended = 1000
+    with pytest.raises(DuplicateHost):
+        await Claim(stores[1], KEY, SECOND).stake()
+    await stop(task)
+
+
+async def test_what_was_there_before_our_claim_is_no_attack(stores, caplog):
+    """An agent's snapshot may be older than its claim."""
+    before = await stores[0].create(KEY, SECOND.encode(), 3600)
+    await stores[0].delete(KEY)
+    claim = Claim(stores[0], KEY, FIRST)
+    await claim.stake()
+    await claim.seen(before)
+    assert "tries to use" not in caplog.text
+    assert Host.decode((await stores[0].get(KEY)).value) == FIRST

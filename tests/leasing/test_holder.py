@@ -184,3 +184,37 @@ async def test_renewal_after_an_administrator_shortened_the_lease(make_registry)
     assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_margin_of_almost_a_day_renews_each_time_it_is_due(make_registry):
+    """A renewal that is due is done, however much time is left; else it would be due again at once, and again."""
+    registry = await make_registry()
+    lease = (await join(registry, 1)).lease
+    margin, calls = 86_400 - 0.2, []
+
+    class Counting:
+        async def time_left(self, lease):
+            calls.append("time left")
+            return 86_399.9
+
+        async def renew(self, lease):
+            calls.append("renew")
+            return lease
+
+    task = asyncio.create_task(Renewal(Counting(), lease, margin, random.Random(1)).run())
+    await asyncio.sleep(0.7)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert 2 <= len(calls) <= 8
+    assert calls.count("renew") == calls.count("time left")
+
+
+async def test_a_new_address_keeps_the_lease_that_is_held(make_registry):
+    registry = await make_registry()
+    held = (await join(registry, 1)).lease
+    identity, attrs = host(2)
+    again = await acquire(
+        registry, config=CONFIG, identity=identity, attrs=attrs, previous=[], held=held, rng=random.Random(1)
+    )
+    assert again.lease.key == held.key
+    assert (await registry.read(held.key)).attrs == attrs
