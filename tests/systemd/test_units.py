@@ -34,7 +34,7 @@ def analyze(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("unit", ["flanneld.service", "docker.service"])
+@pytest.mark.parametrize("unit", ["flanneld.service", "docker.service", "wincey-docker-plugin.service"])
 def test_systemd_finds_no_fault(units, unit):
     assert analyze("verify", units / unit) == (0, "")
 
