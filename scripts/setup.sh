@@ -23,7 +23,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
 test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
-               runc:runc host-local:containernetworking-plugins"
+               runc:runc host-local:containernetworking-plugins
+               dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do
@@ -78,6 +79,7 @@ apt_install() {
     fi
     # Installed for tests that start servers of their own: the next boot must not start one either.
     case " $* " in *" etcd-server "*) ! has systemctl || systemctl disable etcd >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" docker.io "*) ! has systemctl || systemctl disable docker.service docker.socket >/dev/null 2>&1 || : ;; esac
 }
 
 case $purpose in
@@ -133,5 +135,6 @@ if ! current "$(stamp dev)" && { [ "$extra" ] || ! current "$(stamp)"; }; then
         || die "pip could not install wincey (see above)"
     # The script itself rather than the copy that pip makes, as everything else in .venv is the tree's own.
     ln -sf ../../scripts/mk-docker-opts.sh .venv/bin/mk-docker-opts.sh
+    ln -sf ../../scripts/docker-bridge.sh .venv/bin/docker-bridge.sh
     printf '%s\n' "$made_from" >"$(stamp "$extra")"
 fi

@@ -47,6 +47,7 @@ def test_backends_take_only_the_names_of_families_from_socket() -> None:
             "wincey.cni.commands",
             {"json", "msgspec", "asyncio", "socket", "subprocess", "wincey.cni.collect", "wincey.model"},
         ),
+        ("wincey.agent.serving", {"wincey.kernel", "wincey.tunnel", "wincey.backends", "sqlite3"}),
         ("wincey.tunnel.__main__", {"asyncio", "msgspec", "h11", "ssl", "wincey.agent", "wincey.store"}),
     ],
 )

@@ -42,7 +42,7 @@ def test_what_two_networks_can_not_both_have(first: NetworkConfig, second: Netwo
     with pytest.raises(NetworkConflict) as refused:
         company.take("green", second)
     assert all(word in str(refused.value) for word in ("blue", "green", why, "give one of them another"))
-    assert company.others("blue") == (), "what was refused takes nothing"
+    assert company.others("blue").ranges == (), "what was refused takes nothing"
     company.take("blue", second)  # its own old claim is no obstacle
     company.release("blue")
     company.take("green", second)
@@ -61,7 +61,15 @@ def test_what_two_networks_can_have(first: str, second: str) -> None:
     company = Company()
     company.take("blue", config("10.1.0.0/16", first))
     company.take("green", config("10.2.0.0/16", second))
-    assert company.others("blue") == (Subnet.parse("10.2.0.0/16"),)
+    assert company.others("blue").ranges == (Subnet.parse("10.2.0.0/16"),)
+
+
+def test_devices_of_others() -> None:
+    company = Company()
+    company.take("blue", config("10.1.0.0/16", '{"Type": "vxlan", "VNI": 7}'))
+    company.take("green", config("10.2.0.0/16", '{"Type": "udp"}'))
+    assert company.others("green").devices == {"flannel.7", "flannel-v6.7"}
+    assert company.others("blue").devices == frozenset()
 
 
 def test_a_refused_change_leaves_what_was_taken() -> None:
@@ -72,7 +80,7 @@ def test_a_refused_change_leaves_what_was_taken() -> None:
         company.take("green", config("10.1.0.0/16"))
     with pytest.raises(BadConfig):
         company.take("green", config("10.4.0.0/16", '{"Type": "vxlan", "VNI": -1}'))
-    assert company.others("blue") == (Subnet.parse("10.2.0.0/16"),)
+    assert company.others("blue").ranges == (Subnet.parse("10.2.0.0/16"),)
 
 
 def test_the_others_hear_of_changes_and_only_of_changes() -> None:
@@ -82,7 +90,7 @@ def test_the_others_hear_of_changes_and_only_of_changes() -> None:
     company.seat("blue").take(config("10.1.0.0/16", more=V6))
     company.seat("blue").take(config("10.1.0.0/16", more=V6))
     assert heard == ["green"]
-    assert [each.family for each in company.others("green")] == [socket.AF_INET, socket.AF_INET6]
+    assert [each.family for each in company.others("green").ranges] == [socket.AF_INET, socket.AF_INET6]
     company.release("blue")
     company.release("blue")
     assert heard == ["green", "green"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from wincey.agent.company import Others
 from wincey.agent.planner import Planner, Policy
 from wincey.backends.base import HostFacts
 from wincey.backends.catalogue import make, towards
@@ -13,6 +14,7 @@ from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import (
     FdbEntry,
     InterfaceAddress,
+    Isolation,
     Link,
     Neighbor,
     Route,
@@ -215,6 +217,10 @@ def test_udp():
     assert backend.peer(OWN, peer("")) == [TunnelPeer("flannel0", net("10.3.2.0/24"), ip("10.99.0.2"))]
     with pytest.raises(BadConfig, match="IPv4 only"):
         make(config("udp", network=DUAL), facts())
+    other = make(config("udp"), facts(tun="flannel3"))
+    assert {item.device for item in [*other.local(OWN), *other.peer(OWN, peer(""))] if not isinstance(item, Link)} == {
+        "flannel3"
+    }
 
 
 @pytest.mark.parametrize(("kind", "words"), [("wireguard", "not built yet"), ("vxlna", "is unknown")])
@@ -223,12 +229,18 @@ def test_unknown_backend(kind, words):
         make(config(kind), facts())
 
 
-def planner(backend, own=OWN, policy=None, **changes):
+def planner(backend, own=OWN, policy=None, others=None, **changes):
     parsed = config(backend, **changes)
     host = facts()
     identity = Identity(host.public, host.public_v6)
     return Planner(
-        config=parsed, host=host, backend=make(parsed, host), identity=identity, own=own, policy=policy or Policy()
+        config=parsed,
+        host=host,
+        backend=make(parsed, host),
+        identity=identity,
+        own=own,
+        policy=policy or Policy(),
+        others=others,
     )
 
 
@@ -278,6 +290,30 @@ def test_a_translated_address_is_no_obstacle_to_reaching_host_gw_peers():
 def test_a_peer_that_cannot_be_reached_is_one_bad_lease():
     with pytest.raises(BadLease, match="wireguard"):
         planner("vxlan").peer(peer("wireguard", data=b"{}"))
+
+
+def test_a_peer_does_not_get_the_device_of_another_network():
+    others = Others((net("10.7.0.0/16"),), frozenset({"flannel.7"}))
+    seven = peer(data=b'{"VNI":7,"VtepMAC":"%s"}' % PEER_MAC.encode())
+    assert planner("vxlan", others=Others()).peer(seven)
+    with pytest.raises(BadLease, match=r"flannel\.7, the device of another network"):
+        planner("vxlan", others=others).peer(seven)
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices", "port"),
+    [("vxlan", ("flannel.1", "eth0"), 8472), ("udp", ("flannel0", "eth0"), 8285), ("host-gw", ("eth0",), 0)],
+)
+def test_one_of_several_networks_is_kept_apart(backend, devices, port):
+    """Also where it asks for no other rules."""
+    others = Others((net("10.7.0.0/16"), net("fd00:7::/48")))
+    (rules,) = (
+        item
+        for item in planner(backend, policy=Policy(forward=False), others=others).local()
+        if isinstance(item, RuleSet)
+    )
+    assert rules.isolation == Isolation(others.ranges, devices, port)
+    assert not any(isinstance(item, RuleSet) for item in planner(backend, policy=Policy(forward=False)).local())
 
 
 def test_rules_and_blackhole_for_each_family():

@@ -271,6 +271,17 @@ class TestGc:
         assert calls(plugin)[1:] == ["DEL c1 eth0"]
         assert "CNI_NETNS=" in (plugin.directory / "DEL.env").read_text().splitlines()
 
+    @pytest.mark.parametrize("state", [True, False])
+    def test_what_a_crash_cut_off(self, plugin, netns, state):
+        add(plugin, netns, container="c1")
+        add(plugin, netns, container="c9", conf={"name": "other"})
+        for name in ("c1:eth0", "c9:eth0"):
+            (plugin.state / ".attachments" / name).write_text("")
+        if not state:
+            (plugin.state / "c1").unlink()
+        assert self.gc(plugin).code == 0
+        assert sorted(path.name for path in plugin.state.rglob("*")) == [".attachments", "c9", "c9:eth0"]
+
     def test_other_networks_are_left_alone(self, plugin, netns):
         add(plugin, netns, conf={"name": "other"}, container="c9")
         (plugin.state / "flannels").write_text('{"name": "other", "type": "bridge"}')

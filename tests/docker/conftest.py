@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import ExitStack
 
 import pytest
 
@@ -28,10 +29,11 @@ def machines(tmp_path_factory):
     made = []
     try:
         lab.up(hosts=[])
-        for host in lab.hosts:
-            made.append(Machine(host, directory / host.name))
-        yield made
+        with ExitStack() as stack:
+            for host in lab.hosts:
+                machine = Machine(host, directory / host.name)
+                stack.callback(machine.close)
+                made.append(machine)
+            yield made
     finally:
-        for machine in made:
-            machine.close()
         lab.down()

@@ -68,7 +68,7 @@ def test_version():
         (["--subnet-lease-renew-margin=1440"], 1, ["1440", "1 to 1439"]),
         (["--subnet-lease-renew-margin", "0"], 1, ["subnet-lease-renew-margin 0"]),
         (["--kube-subnet-mgr"], 2, ["not yet", "kube-subnet-mgr", "Kubernetes"]),
-        (["--listen=0.0.0.0:8888"], 2, ["not yet", "listen"]),
+        (["--listen=0.0.0.0"], 2, ["listen", "HOST:PORT"]),
         (["--networks=a,b/c"], 2, ["networks", "b/c", "letters"]),
         (["stray"], 2, ["stray"]),
     ],

@@ -132,7 +132,8 @@ def test_networks_come_and_go(make_lab, tmp_path, store):
 def test_overlapping_networks_are_refused_until_they_no_longer_are(make_lab, tmp_path):
     lab = make_lab(hosts=1, start=[])
     define(lab, blue=BLUE, green=GREEN | {"Network": "10.1.128.0/17"})
-    with Member(lab.hosts[0], tmp_path, "--networks=blue,green,red", "--healthz-port=8080") as one:
+    flags = ("--networks=blue,green,red", "--watch-networks", "--healthz-port=8080")
+    with Member(lab.hosts[0], tmp_path, *flags) as one:
         one.joins("blue")
         one.daemon.says("network green can't be joined beside network blue: their address ranges overlap")
         status, reason = ask(one.host, "/readyz", 8080)
@@ -152,6 +153,25 @@ def test_overlapping_networks_are_refused_until_they_no_longer_are(make_lab, tmp
         one.daemon.says("going on with what was in force before")
         assert {"flannel.1", "flannel.2", "flannel2"} <= one.devices()
         assert one.daemon.log.count("can't be joined beside network green") == 1
+        # Until the first one leaves: then its range and its device are free.
+        forget(lab, "blue")
+        wait_until(lambda: [str(network) for network in one.env("green").networks] == ["10.1.0.0/16"])
+        wait_until(lambda: {"flannel.1", "flannel2"} == {each for each in one.devices() if each.startswith("flannel")})
+
+
+def test_without_watching_a_deleted_config_changes_nothing(make_lab, tmp_path):
+    lab = make_lab(hosts=1, start=[])
+    with Member(lab.hosts[0], tmp_path, "--networks=blue,green", "--healthz-port=8080") as one:
+        one.daemon.says("there is no network of blue, green in the store yet")
+        assert ask(one.host, "/readyz", 8080)[0] == 503
+        define(lab, blue=BLUE, other=GREEN)
+        one.joins("blue")
+        wait_until(lambda: ask(one.host, "/readyz", 8080)[0] == 200)
+        forget(lab, "blue")
+        one.daemon.says("going on with what was in force before")
+        assert one.table("blue")
+        assert not one.env_path("other").exists()
+        assert ask(one.host, "/readyz", 8080)[0] == 200
 
 
 def test_what_is_left_while_no_daemon_ran_is_cleaned_up(make_lab, tmp_path):

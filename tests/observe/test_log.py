@@ -1,3 +1,4 @@
+import contextvars
 import io
 import json
 import logging
@@ -6,7 +7,7 @@ import re
 import msgspec
 import pytest
 
-from wincey.observe.log import detail, set_up_logging
+from wincey.observe.log import NETWORK, detail, set_up_logging
 
 log = logging.getLogger("wincey.test")
 
@@ -54,6 +55,16 @@ def test_klog_time_is_the_records_own(lines):
         logging.makeLogRecord({"created": 86399.25, "msg": "x", "levelno": 20, "levelname": "INFO"})
     )
     assert re.search(r"\d{4} \d\d:\d\d:59\.250000 ", written()[0])
+
+
+@pytest.mark.parametrize(("form", "expected"), [("klog", "] blue: joined"), ("json", '"network":"blue"')])
+def test_lines_of_one_of_several_networks_name_it(lines, form, expected):
+    written = lines(form)
+    contextvars.copy_context().run(lambda: (NETWORK.set("blue"), log.info("joined")))
+    log.info("alone")
+    about, other = written()
+    assert expected in about
+    assert "blue" not in other
 
 
 def test_json_line(lines):

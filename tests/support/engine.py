@@ -17,6 +17,10 @@ def until(check, what, seconds=60):
         time.sleep(0.1)
 
 
+# With the one capability that the unit of systemd leaves it.
+_AS_THE_UNIT = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--no-new-privs", "--")
+
+
 class Engine(Machine):
     """A machine with the plugin beside its engine."""
 
@@ -46,7 +50,7 @@ class Engine(Machine):
     def start_plugin(self):
         with (self.directory / "plugin.log").open("ab") as log:
             self._plugin = subprocess.Popen(
-                self.argv(str(PROGRAMS / "wincey"), "docker-plugin", "--store", self.store, "-v", "1"),
+                self.argv(*_AS_THE_UNIT, str(PROGRAMS / "wincey"), "docker-plugin", "--store", self.store, "-v", "1"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

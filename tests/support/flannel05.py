@@ -78,6 +78,8 @@ class OldServer:
         self.requests.append((request.method, request.path, dict(request.query), request.body))
         parts = request.path.strip("/").split("/")
         match request.method, parts:
+            case "GET", ["v1", network, "config"] if network != "_":
+                return _error(f"100: Key not found (/coreos.com/network/{network}/config) [4]")
             case "GET", ["v1", "_", "config"]:
                 return (
                     _json(self.config) if self.config else _error("100: Key not found (/coreos.com/network/config) [4]")

@@ -194,6 +194,19 @@ def test_the_udp_tunnel_outlives_a_stop(world):
     assert world.ping()
 
 
+def test_docker_rather_waits_than_start_on_another_subnet(world):
+    world.h1.run("systemctl", "stop", "docker", "flanneld")
+    world.h1.run("rm", "/run/flannel/subnet.env")
+    world.h1.sh("sed -i s/eth0/no-such-interface/ /etc/default/flanneld")
+    world.h1.run("systemctl", "start", "--no-block", "docker")
+    wait_until(lambda: "subnet.env is not there: does flanneld run" in world.h1.journal("docker"))
+    assert world.h1.show("docker", "ActiveState") != "active"
+    world.h1.sh("sed -i s/no-such-interface/eth0/ /etc/default/flanneld")
+    world.h1.wait_state("flanneld")
+    world.h1.wait_state("docker")
+    assert f"--bip={world.env['FLANNEL_SUBNET']} " in world.h1.journal("docker").rpartition("started with")[2]
+
+
 def test_a_wrong_command_line_is_not_tried_again(world):
     assert world.h1.run("systemctl", "start", "wrong").returncode == 1
     assert world.h1.show("wrong", "ActiveState") == "failed"

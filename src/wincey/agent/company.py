@@ -7,6 +7,7 @@ named. Whoever was there first keeps it, and the other waits: for another config
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -14,10 +15,12 @@ import msgspec
 from wincey.backends.udp import PORT as UDP_PORT
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import PORT as VXLAN_PORT
-from wincey.backends.vxlan import VxlanBackend
+from wincey.backends.vxlan import VxlanBackend, device_name
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class NetworkConflict(BadConfig):
@@ -57,6 +60,13 @@ class Taken(msgspec.Struct, frozen=True):
         return ""
 
 
+class Others(msgspec.Struct, frozen=True):
+    """What the other networks of a host have: their ranges, in order, and their vxlan devices."""
+
+    ranges: tuple[Subnet, ...] = ()
+    devices: frozenset[str] = frozenset()
+
+
 class Company:
     """The networks of one host."""
 
@@ -85,10 +95,12 @@ class Company:
         if self._taken.pop(name, None):
             self._tell(name)
 
-    def others(self, name: str) -> tuple[Subnet, ...]:
-        """The ranges of all other networks, in order."""
-        ranges = [each for other, taken in self._taken.items() if other != name for each in taken.ranges]
-        return tuple(sorted(ranges, key=lambda each: (each.bits, each.first, each.length)))
+    def others(self, name: str) -> Others:
+        """What all other networks have."""
+        others = [taken for other, taken in self._taken.items() if other != name]
+        ranges = sorted((each for taken in others for each in taken.ranges), key=lambda one: (one.bits, one.first))
+        vnis = [taken.vni for taken in others if taken.vni is not None]
+        return Others(tuple(ranges), frozenset(device_name(vni, family) for vni in vnis for family in _FAMILIES))
 
     def tun(self, name: str, remembered: Iterable[str]) -> str:
         """A name for a TUN device that no other network has: the one that it had before, else the first free one."""
@@ -122,7 +134,7 @@ class Seat:
         """See Company.take."""
         self._company.take(self.name, config)
 
-    def others(self) -> tuple[Subnet, ...]:
+    def others(self) -> Others:
         """See Company.others."""
         return self._company.others(self.name)
 

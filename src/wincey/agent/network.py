@@ -107,12 +107,14 @@ class Network:
         self._host_changed.set()
 
     def company_changed(self) -> None:
-        """The host's other networks have other ranges by now, or something that was refused may be free."""
+        """The host's other networks have something else by now: keep apart from that at once, then look at all anew."""
         planner = self._peers.planner
         if planner and self._seat:
             planner.others = self._seat.others()
             self._reconciler.desired.put(LOCAL, planner.local())
             self._reconciler.apply_soon()
+        if self._prepared:
+            self._prepared.awaits_host = True
         self.host_changed()
 
     async def run(self) -> None:
@@ -340,8 +342,10 @@ class Network:
                     log.warning("%s; going on with what was in force before", told)
                 continue
             told = ""
-            if facts != self._prepared.facts or self._prepared.awaits_host:
+            if facts != self._prepared.facts:
                 return f"the interface or address of this host changed ({facts.underlay})"
+            if self._prepared.awaits_host:
+                return "what kept this host from following its config, or its other networks, may have changed"
 
     async def _watch_store(self, revision: int, attrs: LeaseAttrs) -> str:
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+from wincey.agent.company import Others
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.catalogue import towards
 from wincey.leasing.allocate import Identity
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
+from wincey.model.errors import BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Isolation, Link, Object, Route, RuleSet, Sysctl, Tunnel
 
@@ -26,7 +28,7 @@ class Policy(msgspec.Struct, frozen=True):
 class Planner:
     """The plan of one network on this host, for one config, one set of host facts and one lease.
 
-    others: the ranges of the host's other networks, None where this is the only one by design.
+    others: what the host's other networks have, None where this is the only one by design.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Planner:
         identity: Identity,
         own: LeaseKey,
         policy: Policy,
-        others: tuple[Subnet, ...] | None = None,
+        others: Others | None = None,
     ) -> None:
         self.others = others
         self._config, self._host, self._backend = config, host, backend
@@ -75,7 +77,9 @@ class Planner:
         links = [item for item in local if isinstance(item, Link)]
         ports = [item.port for item in local if isinstance(item, Tunnel)]
         ports += [link.vxlan.port for link in links if link.vxlan]
-        return Isolation(self.others, (*(link.name for link in links), self._host.underlay), ports[0] if ports else 0)
+        return Isolation(
+            self.others.ranges, (*(link.name for link in links), self._host.underlay), ports[0] if ports else 0
+        )
 
     def peer(self, lease: Lease) -> list[Object]:
         """What exists for one peer; nothing for our own leases. Raises BadLease when it can't be reached.
@@ -89,6 +93,9 @@ class Planner:
             return self._backend.peer(self._own, lease)
         helper = self._helper(lease.attrs)
         local = helper.local(self._own)
+        for link in local:
+            if isinstance(link, Link) and self.others and link.name in self.others.devices:
+                raise BadLease(f"a peer can only be reached by {link.name}, the device of another network on this host")
         # Each side sends as the other publishes, so packets from such a peer may come in by a device of ours that ours to it
         # do not go out by, which a strict reverse-path filter would drop. The underlay's filter is the administrator's.
         devices = [item.name for item in (*self._backend.local(self._own), *local) if isinstance(item, Link)]

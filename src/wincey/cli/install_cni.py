@@ -55,7 +55,7 @@ class CannotInstall(WinceyError):
     " already.",
 )
 def install_cni(bin_dir: str, conf_dir: str, conflist: Path | None) -> None:
-    r"""Install the CNI plugin `flannel` and its network config.
+    """Install the CNI plugin `flannel` and its network config.
 
     The plugin runs this installation of wincey, so keep that where it is. The standard plugins bridge and host-local must
     be beside it (Debian: containernetworking-plugins, in /usr/lib/cni).
@@ -63,7 +63,7 @@ def install_cni(bin_dir: str, conf_dir: str, conflist: Path | None) -> None:
     \b
     Example:
       wincey install-cni --conflist examples/cni/10-flannel.conflist
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     text = conflist.read_text() if conflist else DEFAULT_CONFLIST
     name = conflist.name if conflist else DEFAULT_NAME
     check_config(text, str(conflist or name))

@@ -68,15 +68,7 @@ def _gone(conf: NetConf, valid: set[tuple[str, str]], containers: set[str]) -> l
     ours = [each for each in state.attachments(conf.name) if each[:2] not in valid]
     # Of what flannel added only the container is known. Its interface went with the namespace, or will.
     flannels = set(state.containers()) - state.attached() - containers
-    return [*ours, *((each, "eth0", "") for each in sorted(flannels) if _is_of(state, each, conf.name))]
-
-
-def _is_of(state: StateDir, container: str, network: str) -> bool:
-    try:
-        saved = state.read(container)
-    except ValueError:
-        return True  # of no use to anybody
-    return saved is not None and saved[1].get("name") == network
+    return [*ours, *((each, "eth0", "") for each in sorted(flannels) if state.may_be_of(each, conf.name))]
 
 
 def _free(conf: NetConf, leaked: Callable[[str, str], bool]) -> None:

@@ -84,11 +84,23 @@ class StateDir:
             try:
                 with open(f"{self.path}/{_ATTACHMENTS}/{name}", encoding="utf-8") as file:
                     its_network, netns, identity = file.read().splitlines()
-            except (OSError, ValueError):
-                continue  # gone since, or cut off by a crash
+            except FileNotFoundError:
+                continue  # gone since
+            except (OSError, ValueError):  # cut off by a crash
+                if self.may_be_of(container, network):
+                    found.append((container, interface, ""))
+                continue
             if its_network == network:
                 found.append((container, interface, netns if identity and identity == _identity(netns) else ""))
         return found
+
+    def may_be_of(self, container: str, network: str) -> bool:
+        """Whether a container's file is of a network, or of no use to any other."""
+        try:
+            saved = self.read(container)
+        except ValueError:
+            return True
+        return saved is None or saved[1].get("name") == network
 
 
 def _identity(netns: str) -> str:

@@ -88,6 +88,8 @@ class Feed(Generic[U]):
                 begin = bisect_right(run.updates, cursor, key=lambda update: update.revision)
                 if found := [update for update in run.updates[begin:] if wanted(update)]:
                     return found
+                if run.updates:  # looked at, and of no interest: they may be dropped while we wait
+                    cursor = max(cursor, run.updates[-1].revision)
                 await run.news.wait()
         finally:
             self._waiting -= 1
