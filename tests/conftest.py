@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support.etcd import EtcdServer, require_etcd, require_etcd35
 
-pytest_plugins = ["support.ci_skips"]  # in CI a skipped test is a failure
+pytest_plugins = ["support.ci_skips", "support.figures"]  # in CI a skipped test is a failure
 
 
 @pytest.fixture(scope="session")
