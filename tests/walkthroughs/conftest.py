@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from support.dockerd import DAEMON_JSON, busybox_image, daemon_json, require_docker
 from support.nspawn import Booted, require_nspawn
-
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
 

@@ -4,6 +4,7 @@ import re
 import shlex
 
 import yaml
+
 from support.keys import wait_until
 from support.nspawn import TREE
 
