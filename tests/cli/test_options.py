@@ -47,6 +47,8 @@ def test_defaults():
     assert (defaults.iface, defaults.iface_regex, defaults.iface_can_reach) == ((), (), None)
     assert (defaults.public_ip, defaults.public_ipv6) == (None, None)
     assert defaults.subnet_file == "/run/flannel/subnet.env"
+    assert (defaults.networks, defaults.watch_networks) == ((), False)
+    assert defaults.subnet_dir == "/run/flannel/networks"
     assert defaults.subnet_lease_renew_margin == 3600.0
     assert (defaults.ip_masq, defaults.iptables_forward_rules, defaults.ip_blackhole_route) == (False, True, False)
     assert (defaults.healthz_ip, defaults.healthz_port, defaults.iptables_resync) == ("0.0.0.0", 0, 5)
@@ -179,3 +181,10 @@ def test_help_and_mistakes_import_nothing_slow():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
+
+
+def test_names_of_networks():
+    assert options("--networks=blue, green,,blue").networks == ("blue", "green")
+    assert options(FLANNELD_NETWORKS="blue").networks == ("blue",)
+    with pytest.raises(UsageError, match="can't be a network's name"):
+        load(["--networks=blue,subnets"], {})

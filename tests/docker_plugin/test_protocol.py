@@ -203,6 +203,39 @@ async def test_removal_without_a_store_is_made_up_for(hosts, store, monkeypatch)
     assert await keys(store) == []
 
 
+async def test_a_start_that_fails_in_the_middle_leaves_nothing(hosts, store, monkeypatch):
+    host = hosts[0]
+    refuse_overlaps, calls = host.blocks._refuse_overlaps, []
+
+    async def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # the lease is there by now
+            assert len(await keys(store)) == 2
+            raise WinceyError("no store")
+        await refuse_overlaps(*arguments)
+
+    async def fail(*arguments):
+        raise WinceyError("no store either")
+
+    monkeypatch.setattr(host.blocks, "_refuse_overlaps", fail_once)
+    with monkeypatch.context() as context:
+        context.setattr(host.blocks, "give_back", fail)
+        with pytest.raises(WinceyError, match=r"no store$"):
+            await host.pool()
+    assert len(await keys(store)) == 2
+    await host.driver.keep()
+    assert await keys(store) == []
+
+
+async def test_a_block_whose_record_another_engine_left_is_not_taken(hosts, store):
+    record = json.dumps({"network": "10.3.200.0/29", "host": "mars", "engine": "another"})
+    await store.put(f"{PREFIX}/wincey/docker/10.3.200.0-29", record)
+    with pytest.raises(Refused, match="all 1 blocks"):
+        await hosts[0].pool("10.3.200.0/29", block="29")
+    assert hosts[0].file.contents.giving_back == []
+    assert await store.read(f"{PREFIX}/wincey/docker/10.3.200.0-29") == record
+
+
 async def test_a_network_among_several_is_found_by_its_subnet_or_named(hosts, store):
     host = hosts[0]
     host.write_env(host.directory / "networks" / "blue.env", "10.77.0.0/16", "10.77.5.1/24")

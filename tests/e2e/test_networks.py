@@ -19,9 +19,8 @@ def reach_each_other(one, two, networks=COLOURS):
         assert ping(one.host.containers[number], two.attach(two.host.containers[number], network))
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_three_networks_beside_each_other(make_lab, tmp_path, store):
-    lab = make_lab(store=store, hosts=2, containers=3, start=[])
+def test_three_networks_beside_each_other(make_lab, tmp_path):
+    lab = make_lab(hosts=2, containers=3, start=[])
     define(lab, blue=BLUE, green=GREEN, red=RED)
     flags = ("--networks=blue,green,red", "--ip-masq", "--healthz-port=8080")
     with Member(lab.hosts[0], tmp_path, *flags) as one, Member(lab.hosts[1], tmp_path, *flags) as two:

@@ -29,17 +29,18 @@ class Engine(Machine):
         self.store = store
         self._plugin = self._flanneld = None
 
-    def start_flanneld(self):
-        self.run("rm", "-f", "/run/flannel/subnet.env")
+    def start_flanneld(self, *flags, files=("/run/flannel/subnet.env",)):
+        self.run("rm", "-f", *files)
         with (self.directory / "flanneld.log").open("ab") as log:
             self._flanneld = subprocess.Popen(
-                self.argv(str(PROGRAMS / "flanneld"), f"--store={self.store}", "--iface=eth0", "--ip-masq"),
+                self.argv(str(PROGRAMS / "flanneld"), f"--store={self.store}", "--iface=eth0", "--ip-masq", *flags),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
             )
-        self._until_there("-e", "/run/flannel/subnet.env", self._flanneld, "flanneld.log")
+        for file in files:
+            self._until_there("-e", file, self._flanneld, "flanneld.log")
 
     def stop_flanneld(self):
         if self._flanneld:

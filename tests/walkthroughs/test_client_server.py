@@ -180,24 +180,26 @@ CLIENT = f"{own_flanneld()[0]} --iface=eth0 --subnet-file={{subnet_file}} --remo
 
 
 @pytest.fixture
-def fleet(make_lab, tmp_path):
-    lab = make_lab(hosts=4, containers=1, daemons={"*": CLIENT})
+def fleet(make_lab, tmp_path, request):
+    lab = make_lab(hosts=getattr(request, "param", 4), containers=1, daemons={"*": CLIENT})
     servers = Servers(lab, tmp_path)
     yield lab, servers
     servers.end()
 
 
+@pytest.mark.parametrize("fleet", [20], indirect=True)
 def test_a_server_is_killed_and_nothing_is_lost(fleet, ping_between):
     lab, servers = fleet
-    h1, h2, h3, h4 = lab.hosts
-    lab.join([h1, h2, h3], timeout=60)
+    _, h2, h3, *_, last = lab.hosts
+    lab.join(lab.hosts[:-1], timeout=120)
     containers = [host.containers[0] for host in (h2, h3)]
     wait_until(lambda: reach(containers[0], containers[1].address(4))[0] == 0)
     pinging = ping_between(*containers)
     servers.kill(0)
     # Through the other server hosts come, and old ones hear of them.
-    h4.join(timeout=60)
-    wait_until(lambda: lab.ping(patience=0).unreachable == [], 60)
+    last.join(timeout=60)
+    assert lab.ping(patience=30).unreachable == []
+    assert len({host.env.subnets for host in lab.hosts}) == 20
     # With no server at all packets go on, and a daemon may even be stopped.
     servers.kill(1)
     h2.stop_daemon()

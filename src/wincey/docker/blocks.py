@@ -5,7 +5,8 @@ a docker network stays until it is removed, whatever runs meanwhile, and so do i
 it as to any lease; flanneld on this host knows its own address in it and leaves it alone.
 
 Beside it stands a key that says of which docker network it is a block, and whose: `<prefix>/wincey/docker/<block>`. By it
-networks that overlap without being the same are refused, whichever engine has them.
+networks that overlap without being the same are refused, whichever engine has them. It is put before the lease and removed
+after it, so that a lease of ours is always known as ours, also when we end in between.
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ class Blocks:
         self._open, self._rng = open_store, rng
         self._store: KeyValueStore | None = None
 
-    async def take(self, local: Local, network: Subnet, length: int | None) -> Subnet:
+    async def take(self, local: Local, network: Subnet, length: int | None, note: Callable[[Subnet], None]) -> Subnet:
         """Lease a block of a docker network for this engine; raises Refused, StoreError.
 
-        length: the block's, None for two bits longer than the hosts' subnets, or than the network.
+        length: the block's, None for two bits longer than the hosts' subnets, or than the network. note: told of a block
+        before anything of it is in the store. Whatever happens later, `give_back` of the last one then leaves nothing.
         """
         registry = await self._registry(local.name)
         snapshot = await registry.snapshot()
@@ -62,30 +64,31 @@ class Blocks:
         value = attrs.encode(etcd_v2=registry.store.values_v2)
         identity = Identity(attrs.public_ip, attrs.public_ipv6)
         await self._refuse_overlaps(registry, network)
+        lost: list[Subnet] = []
         while True:
-            block = _free(snapshot, network, length, self._rng)
-            try:
-                await registry.store.create(registry.lease_key(LeaseKey(block)), value, None)
-            except KeyExists:  # another engine was faster
-                snapshot = await registry.snapshot()
+            block = _free(snapshot, lost, network, length, self._rng)
+            note(block)
+            if not await self._claim(registry, block, network):
+                lost.append(block)
                 continue
             try:
-                await self._put_record(registry, block, network)
-                await self._refuse_overlaps(registry, network)
-                snapshot = await registry.snapshot()
-            except BaseException:
-                await self._remove(registry, block)
-                raise
+                await registry.store.create(registry.lease_key(LeaseKey(block)), value, None)
+            except KeyExists:
+                await registry.store.delete(_record_key(registry, block))
+                lost.append(block)
+                continue
+            await self._refuse_overlaps(registry, network)  # those of engines that were as fast as we
+            snapshot = await registry.snapshot()
             lease = snapshot.leases.get(registry.lease_key(LeaseKey(block)))
             if lease and not losers(lease, snapshot.leases.values(), identity):
                 return block
             await self._remove(registry, block)
 
     async def give_back(self, fabric: str, block: Subnet) -> None:
-        """Remove a block's lease, if it is ours; raises StoreError."""
+        """Remove a block's lease and record, if they are ours; raises StoreError."""
         registry = await self._registry(fabric)
         record = _decode(await registry.store.get(_record_key(registry, block)))
-        if record is None or record.engine == self._engine:
+        if record and record.engine == self._engine:
             await self._remove(registry, block)
 
     async def keep(self, local: Local, blocks: Iterable[tuple[Subnet, Subnet]]) -> list[str]:
@@ -104,15 +107,15 @@ class Blocks:
                     f"block {block} of {network} belongs to host {record.host} now: make the network anew here"
                 )
                 continue
+            if record is None and not await self._claim(registry, block, network):
+                continue  # the next time will tell
             entry = await registry.store.get(key)
-            with contextlib.suppress(KeyExists, KeyConflict):  # changed in between: the next time will tell
+            with contextlib.suppress(KeyExists, KeyConflict):  # changed in between: likewise
                 if entry is None:
                     log.warning("the lease of block %s was gone from the store; putting it back", block)
                     await registry.store.create(key, value, None)
                 elif entry.value != value:
                     await registry.store.replace(entry, value, None)
-                if record is None:
-                    await self._put_record(registry, block, network)
         return wrong
 
     async def close(self) -> None:
@@ -125,14 +128,16 @@ class Blocks:
             self._store = await self._open()
         return Registry(self._store, f"{self._prefix}/{fabric}" if fabric else self._prefix)
 
-    async def _put_record(self, registry: Registry, block: Subnet, network: Subnet) -> None:
+    async def _claim(self, registry: Registry, block: Subnet, network: Subnet) -> bool:
+        """Put the record, which engines are told apart by; False when another one has the block."""
         key = _record_key(registry, block)
         value = msgspec.json.encode(_Record(str(network), socket.gethostname(), self._engine))
-        entry = await registry.store.get(key)  # one that an engine left behind which no longer has the lease
-        if entry:
-            await registry.store.replace(entry, value, None)
-        else:
+        try:
             await registry.store.create(key, value, None)
+        except KeyExists:
+            record = _decode(await registry.store.get(key))
+            return bool(record and record.engine == self._engine)
+        return True
 
     async def _refuse_overlaps(self, registry: Registry, network: Subnet) -> None:
         for entry in (await registry.store.read_all(_records(registry))).entries:
@@ -204,13 +209,13 @@ def _block_length(snapshot: Snapshot, registry: Registry, local: Local, network:
     return length
 
 
-def _free(snapshot: Snapshot, network: Subnet, length: int, rng: random.Random) -> Subnet:
+def _free(snapshot: Snapshot, lost: Iterable[Subnet], network: Subnet, length: int, rng: random.Random) -> Subnet:
     places = Places(network.first, 1 << (length - network.length), length, network.bits)
     keys = [lease.key for lease in snapshot.leases.values()]
     for bad in snapshot.bad.values():  # somebody may live there
         with contextlib.suppress(BadLease):
             keys.append(LeaseKey.parse(bad.key.rpartition("/")[2]))
-    taken = places.taken(key.v4 for key in keys if key.v4)
+    taken = places.taken([*lost, *(key.v4 for key in keys if key.v4)])
     free = [index for index in range(places.count) if not any(first <= index <= last for first, last in taken)]
     if not free:
         raise Refused(

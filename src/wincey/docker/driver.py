@@ -175,8 +175,23 @@ class Driver:
     async def _lease(self, local: Local, subnet: Subnet, length: str | None) -> Pool:
         if length is not None and not (length.isascii() and length.isdigit()):
             raise Refused(f"--ipam-opt block={length}: it is a prefix length, such as 26")
-        block = await self._blocks.take(local, subnet, int(length) if length else None)
-        return Pool(local.name, str(subnet), str(block), leased=True)
+        made = Pool(local.name, str(subnet), "", leased=True)
+
+        def note(block: Subnet) -> None:
+            """Should we end or fail before it is in use, it will be given back."""
+            if not made.block:
+                self._state.giving_back.append(made)
+            made.block = str(block)
+            self._file.save()
+
+        try:
+            await self._blocks.take(local, subnet, int(length) if length else None, note)
+        except BaseException:
+            if made.block:
+                await self._give_back(made)
+            raise
+        self._state.giving_back.remove(made)
+        return made
 
     async def _host_subnet(self, local: Local) -> Pool:
         for device, text in await host.addressed_devices():
@@ -196,14 +211,18 @@ class Driver:
             self._state.giving_back.append(given)
         self._file.save()
         if given and given.leased:
-            try:
-                await self._blocks.give_back(given.fabric, given.own)
-            except WinceyError as error:
-                log.warning("the lease of block %s stays until the store answers: %s", given.block, error)
-            else:
-                self._state.giving_back.remove(given)
-                self._file.save()
+            await self._give_back(given)
         return {}
+
+    async def _give_back(self, given: Pool) -> None:
+        """Give a block's lease back, now or, where the store does not answer, later."""
+        try:
+            await self._blocks.give_back(given.fabric, given.own)
+        except WinceyError as error:
+            log.warning("the lease of block %s stays until the store answers: %s", given.block, error)
+        else:
+            self._state.giving_back.remove(given)
+            self._file.save()
 
     async def _request_address(self, request: docker.AddressRequest) -> Answer:
         given = self._pool(request.PoolID)
