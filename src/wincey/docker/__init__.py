@@ -11,6 +11,7 @@ whatever its backend (docs/adr/0007-docker-networks-are-leases.md).
     blocks     the blocks of addresses leased from the store
     rules      the nftables table that keeps networks apart, masquerades and publishes ports; pure
     host       bridges and veth pairs
-    driver     the calls of Docker, put together from these
+    addresses  the IPAM driver's calls
+    driver     the network driver's calls, and all calls together
     daemon     the process
 """
