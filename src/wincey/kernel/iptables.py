@@ -18,6 +18,7 @@ import msgspec
 
 from wincey.kernel import nft
 from wincey.kernel.driver import Desired
+from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.iptables_text import (
     ANCIENT,
     Place,
@@ -35,7 +36,7 @@ from wincey.kernel.iptables_text import (
 )
 from wincey.kernel.nfmonitor import GenerationCounter, LegacyPoll, NftMonitor, legacy_tables
 from wincey.kernel.program import ProgramFailed, complaint, must, run
-from wincey.kernel.rules import FAMILIES, check_suffix, nft_tables, rules_key, unknown
+from wincey.kernel.rules import FAMILIES, check_suffix, nft_tables, unknown
 from wincey.model.address import Subnet
 from wincey.model.state import Changes, Failure, Key, Object, RuleSet, Scope
 
@@ -199,32 +200,12 @@ class IptablesDriver:
         self._poll: LegacyPoll | None = None
 
     async def observe(self, desired: Desired, scope: Scope) -> dict[Key, Object]:
-        """See kernel.driver.Driver. What can't be read counts as absent: putting it then tells why."""
-        found: dict[Key, Object] = {}
-        for family in FAMILIES:
-            wanted = desired.get(rules_key(family))
-            assert wanted is None or isinstance(wanted, RuleSet)
-            try:
-                seen = await self._observe(family, wanted)
-            except ProgramFailed as error:
-                logger.debug("iptables can't be read: %s", error)
-                continue
-            if seen is not None:
-                found[seen.key] = seen
-        return found
+        """See kernel.driver.Driver."""
+        return await observe_families(desired, self._observe)
 
     async def apply(self, changes: Changes) -> Sequence[Failure]:
         """See kernel.driver.Driver. Each family is one restore."""
-        failures = []
-        for put, objects in ((False, changes.delete), (True, changes.put)):
-            for rules in objects:
-                if not isinstance(rules, RuleSet):
-                    continue
-                try:
-                    await (self._put(rules) if put else self._remove(rules.network.family))
-                except ProgramFailed as error:
-                    failures.append(Failure(rules, f"traffic rules of {rules.network}: {error}"))
-        return failures
+        return await apply_families(changes, self._put, self._remove)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """See kernel.driver.Driver. Begins with the first rules put, when it is known which iptables it is."""

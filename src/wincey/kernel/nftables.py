@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from wincey.kernel import nft
 from wincey.kernel.driver import Desired
+from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.forwardgate import ForwardGate
 from wincey.kernel.iptables import clear_everything
 from wincey.kernel.nfmonitor import GenerationCounter, LegacyPoll, NftMonitor, legacy_tables
@@ -27,7 +28,6 @@ from wincey.kernel.rules import (
     ingress_rules,
     masquerade_rules,
     nft_tables,
-    rules_key,
     separation_rules,
     unknown,
 )
@@ -136,34 +136,15 @@ class NftablesDriver:
         self._poll: LegacyPoll | None = None
 
     async def observe(self, desired: Desired, scope: Scope) -> dict[Key, Object]:
-        """See kernel.driver.Driver. What can't be read counts as absent: putting it then tells why."""
-        found: dict[Key, Object] = {}
-        for family in FAMILIES:
-            wanted = desired.get(rules_key(family))
-            assert wanted is None or isinstance(wanted, RuleSet)
-            try:
-                seen = await self._observe(family, wanted)
-            except ProgramFailed as error:
-                logger.debug("nftables can't be read: %s", error)
-                continue
-            if seen is not None:
-                found[seen.key] = seen
+        """See kernel.driver.Driver."""
+        found = await observe_families(desired, self._observe)
         if self._poll:
             self._poll.watch([(family, "filter") for family in FAMILIES if "filter" in legacy_tables(family)])
         return found
 
     async def apply(self, changes: Changes) -> Sequence[Failure]:
         """See kernel.driver.Driver. Each family is one transaction."""
-        failures = []
-        for put, objects in ((False, changes.delete), (True, changes.put)):
-            for rules in objects:
-                if not isinstance(rules, RuleSet):
-                    continue
-                try:
-                    await (self._put(rules) if put else self._remove(rules.network.family))
-                except ProgramFailed as error:
-                    failures.append(Failure(rules, f"traffic rules of {rules.network}: {error}"))
-        return failures
+        return await apply_families(changes, self._put, self._remove)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """See kernel.driver.Driver."""
