@@ -35,7 +35,7 @@ def lease_key(host):
     return f"{PREFIX}/subnets/" + "&".join(str(each.network).replace("/", "-") for each in gateways)
 
 
-def wait_until(true, timeout=20.0):
+def wait_until(true, timeout=40.0):
     """Wait for a condition, which is the assertion; the bound is generous, as the machine may be busy."""
     deadline = time.monotonic() + timeout
     while not true():

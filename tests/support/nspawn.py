@@ -133,6 +133,9 @@ class Booted:
                     ),
                     f"--machine={self.host.netns}",
                     f"--network-namespace-path=/run/netns/{self.host.netns}",
+                    # Wherever the tree lies: nspawn puts a /tmp of its own over this machine's, and the overlay shows
+                    # nothing of other file systems.
+                    f"--bind-ro={TREE}",
                     *(f"--bind={outside}:{inside}" for outside, inside in shared.items()),
                     *("--boot", "systemd.unit=test.target"),
                 ],
