@@ -97,6 +97,11 @@ class Booted:
             file.unlink(missing_ok=True)
             file.write_text(text)
             file.chmod(0o755 if text.startswith("#!") else 0o644)
+        # A unit with a /tmp of its own, or without /home, has to see the tree where it was cloned.
+        for unit in [name for name in wants if name.startswith("flanneld")] or ["flanneld.service"]:
+            drop_in = units / f"{unit}.d" / "99-tree.conf"
+            drop_in.parent.mkdir(exist_ok=True)
+            drop_in.write_text(f"[Service]\nBindReadOnlyPaths={TREE}\n")
         (self.root / "opt/wincey").mkdir(parents=True)
         (self.root / "opt/wincey/bin").symlink_to(PROGRAMS)
         # Where the package has them.
