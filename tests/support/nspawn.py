@@ -98,7 +98,7 @@ class Booted:
             file.write_text(text)
             file.chmod(0o755 if text.startswith("#!") else 0o644)
         # A unit with a /tmp of its own, or without /home, has to see the tree where it was cloned.
-        for unit in [name for name in wants if name.startswith("flanneld")] or ["flanneld.service"]:
+        for unit in {"flanneld.service", *(Path(path).name for path in files if path.endswith(".service"))}:
             drop_in = units / f"{unit}.d" / "99-tree.conf"
             drop_in.parent.mkdir(exist_ok=True)
             drop_in.write_text(f"[Service]\nBindReadOnlyPaths={TREE}\n")

@@ -100,14 +100,15 @@ def remove(namespaces: Iterable[str], *, timeout: float = 10) -> None:
 def _inhabitants(inodes: set[int]) -> list[int]:
     """The processes whose network namespace is one of `inodes`; a zombie has none any more."""
     found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                inode = os.stat(f"/proc/{entry.name}/ns/net").st_ino
-            except OSError:
-                continue  # gone since, or a zombie
-            if inode in inodes:
-                found.append(int(entry.name))
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                try:
+                    inode = os.stat(f"/proc/{entry.name}/ns/net").st_ino
+                except OSError:
+                    continue  # gone since, or a zombie
+                if inode in inodes:
+                    found.append(int(entry.name))
     return found
 
 
