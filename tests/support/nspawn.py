@@ -98,7 +98,9 @@ class Booted:
             file.write_text(text)
             file.chmod(0o755 if text.startswith("#!") else 0o644)
         # A unit with a /tmp of its own, or without /home, has to see the tree where it was cloned.
-        for unit in {"flanneld.service", *(Path(path).name for path in files if path.endswith(".service"))}:
+        # Not Docker's: such a unit gets its mounts to itself, and containerd would not see the engine's.
+        ours = {Path(path).name for path, text in files.items() if path.endswith(".service") and "/opt/wincey" in text}
+        for unit in {"flanneld.service", *ours}:
             drop_in = units / f"{unit}.d" / "99-tree.conf"
             drop_in.parent.mkdir(exist_ok=True)
             drop_in.write_text(f"[Service]\nBindReadOnlyPaths={TREE}\n")
