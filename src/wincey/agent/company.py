@@ -20,6 +20,9 @@ from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig
 
+SINGLE = frozenset({"wireguard", "ipip", "ipsec", "bgp", "ovs"})
+"""Backends whose device, socket or program has one fixed name or port on a host."""
+
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -52,6 +55,10 @@ class Taken(msgspec.Struct, frozen=True):
             for theirs in other.ranges:
                 if mine.overlaps(theirs):
                     return f"their address ranges overlap ({mine} and {theirs}): give one of them another range"
+        if self.backend == other.backend and self.backend in SINGLE:
+            return (
+                f"both have the backend {self.backend}, of which a host can have one: give one of them another backend"
+            )
         if self.vni is not None and self.vni == other.vni:
             return f'both have the VNI {self.vni}: give one of them another, like {{"Type": "vxlan", "VNI": 42}}'
         # Any number of vxlan devices share a port; a udp tunnel shares it with nobody.

@@ -19,6 +19,7 @@ from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
+from wincey.agent.parts import HostAsk, part_drivers
 from wincey.agent.preparation import no_config
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
@@ -77,7 +78,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     state = State(subnet_file, rng)
     rules = _rules(subnet_file, seat.name if seat else None)
     links = RtnetlinkDriver()
-    drivers: Sequence[Driver] = (TunnelDriver(state.directory), links, SysctlDriver(), rules)
+    drivers: Sequence[Driver] = (*part_drivers(state), TunnelDriver(state.directory), links, SysctlDriver(), rules)
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
@@ -105,6 +106,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
+            ask=HostAsk(state.directory),
             seat=seat,
         )
         links.watch_hosts(lambda why: network.host_changed())
@@ -159,7 +161,7 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
     rules = _rules(subnet_file, network)
     tunnel, links = TunnelDriver(state.directory), RtnetlinkDriver()
     networks = state.networks | set(read_env_file(subnet_file).networks)
-    reconciler = Reconciler(DesiredState(), (tunnel, links))
+    reconciler = Reconciler(DesiredState(), (*part_drivers(state), tunnel, links))
     reconciler.scope = Scope(tuple(sorted(state.devices)), tuple(sorted(networks)))
     failures = await reconciler.settle()
     await rules.remove_all()

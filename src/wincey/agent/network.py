@@ -21,7 +21,7 @@ from wincey.agent.envfile import EnvFile, EnvPublisher
 from wincey.agent.once import Once
 from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
 from wincey.agent.planner import Planner, Policy
-from wincey.agent.preparation import Look, Preparation, Prepared
+from wincey.agent.preparation import Ask, Look, Preparation, Prepared, ask_nothing
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.agent.territory import Territory
@@ -41,7 +41,7 @@ from wincey.model.errors import (
     UnknownBackend,
 )
 from wincey.model.lease import Lease, LeaseAttrs
-from wincey.model.state import InterfaceAddress, Link, RuleSet, Tunnel
+from wincey.model.state import RuleSet
 from wincey.store.registry import LeaseStore, Snapshot, Update
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True):
 class Network:
     """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet).
 
-    seat: its place among the host's networks, None where it is the only one.
+    ask: what the backend has to know of this host besides (see HostFacts.found). seat: its place among the host's networks,
+    None where it is the only one.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Network:
         choose_rules: Callable[[NetworkConfig], Awaitable[None]],
         on_ready: Callable[[str | None], None],
         rng: random.Random,
+        ask: Ask = ask_nothing,
         seat: Seat | None = None,
     ) -> None:
         self._seat = seat
@@ -98,7 +100,7 @@ class Network:
         self._again_in: float | None = None  # seconds after which to try again what was not possible as wanted
         self._host_changed = asyncio.Event()
         self._once = Once()
-        self._preparation = Preparation(registry, look, state, self._once, seat)
+        self._preparation = Preparation(registry, look, state, self._once, ask=ask, seat=seat)
         self._peers = Peers(reconciler, self._territory, self._once)
         registry.on_outage(self._on_outage)
 
@@ -222,7 +224,7 @@ class Network:
         while True:
             snapshot = await self._patiently(self._registry.snapshot)
             try:
-                self._prepared = self._preparation.consider(snapshot)
+                self._prepared = await self._preparation.consider(snapshot)
                 return self._prepared, snapshot
             except (BadConfig, NotJoinable) as error:
                 if self._prepared:
@@ -286,7 +288,7 @@ class Network:
                     raise
                 log.error("%s; the traffic rules stay in the hands of the program that keeps them now", error)
         failures = await self._reconciler.settle()
-        essential = [f for f in failures if isinstance(f.object, (Link, InterfaceAddress, Tunnel, RuleSet))]
+        essential = [failure for failure in failures if failure.object.essential]
         if essential and not self._env.written:
             raise NotJoinable("; ".join(f"{failure.object}: {failure.reason}" for failure in essential[:3]))
         if not failures:
@@ -342,7 +344,7 @@ class Network:
                     log.warning("%s; going on with what was in force before", told)
                 continue
             told = ""
-            if facts != self._prepared.facts:
+            if msgspec.structs.replace(facts, found=self._prepared.facts.found) != self._prepared.facts:
                 return f"the interface or address of this host changed ({facts.underlay})"
             if self._prepared.awaits_host:
                 return "what kept this host from following its config, or its other networks, may have changed"

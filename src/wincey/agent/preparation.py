@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -22,6 +23,17 @@ class Look(Protocol):
     """Finds the interface and the addresses for a config; raises NotJoinable."""
 
     def __call__(self, config: NetworkConfig) -> HostFacts: ...
+
+
+class Ask(Protocol):
+    """Finds what one backend alone has to know of the host; raises BadConfig and NotJoinable."""
+
+    async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]: ...
+
+
+async def ask_nothing(config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
+    """For backends that need no more than every one gets."""
+    return {}
 
 
 class Prepared(msgspec.Struct):
@@ -46,11 +58,13 @@ class Prepared(msgspec.Struct):
 class Preparation:
     """Considers configs. seat: the network's place among the host's networks, None where it is the only one."""
 
-    def __init__(self, registry: LeaseStore, look: Look, state: State, once: Once, seat: Seat | None = None) -> None:
-        self._seat = seat
+    def __init__(
+        self, registry: LeaseStore, look: Look, state: State, once: Once, *, ask: Ask, seat: Seat | None = None
+    ) -> None:
+        self._ask, self._seat = ask, seat
         self._key, self._look, self._state, self._once = registry.config_key, look, state, once
 
-    def consider(self, snapshot: Snapshot) -> Prepared:
+    async def consider(self, snapshot: Snapshot) -> Prepared:
         """Raises BadConfig, UnknownBackend, NotJoinable, NetworkConflict."""
         if snapshot.config is None:
             raise BadConfig(no_config(self._key))
@@ -58,6 +72,7 @@ class Preparation:
         for warning in config.warnings:
             self._once.warn(self._key, warning)
         facts = self._look(config)
+        facts = msgspec.structs.replace(facts, found=await self._ask(config, facts))
         prepared = Prepared(snapshot.config, config, facts, make(config, facts))
         if self._seat:
             self._seat.take(config)

@@ -11,13 +11,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
 
 from wincey.agent import memory
 from wincey.agent.desired import DesiredState
 from wincey.kernel.diff import diff
 from wincey.kernel.driver import Driver
-from wincey.model.state import Changes, Failure, Key, Link, Object, Scope, Tunnel
+from wincey.model.state import Changes, Failure, Key, Object, Scope
 
 log = logging.getLogger(__name__)
 
@@ -148,18 +147,14 @@ class Reconciler:
 
 def _steps(changes: Changes) -> list[Changes]:
     """Make before break: devices go, with all that is on them, once what takes their place is there."""
-    devices = {item.name if isinstance(item, Link) else item.device for item in changes.delete if _is_device(item)}
+    devices = {item.makes for item in changes.delete if item.makes}
     if not devices:
         return [changes]
     first, last = Changes(changes.put), Changes()
     for item in changes.delete:
-        goes_along = _is_device(item) or getattr(item, "device", "") in devices
+        goes_along = item.makes or getattr(item, "device", "") in devices
         (last if goes_along else first).delete.append(item)
     return [first, last]
-
-
-def _is_device(item: Object) -> TypeGuard[Link | Tunnel]:
-    return isinstance(item, (Link, Tunnel))
 
 
 def _only(objects: Iterable[Object], driver: Driver) -> list[Object]:

@@ -1,7 +1,7 @@
 """What this daemon made on the host, remembered over restarts: `<dir of subnet.env>/wincey/<its stem>/state.json`.
 
 After a restart with another config it tells which devices and networks of an earlier run are ours to clean up, and
-`--cleanup` needs nothing else. It also keeps the MAC addresses of our devices, so that a device deleted while no daemon ran
+`--cleanup` needs nothing else; so do the parts (agent.parts) that have made something here. It also keeps the MAC addresses of our devices, so that a device deleted while no daemon ran
 comes back as the peers know it.
 
 While containers can't be started, `not-ready` beside it has the reason in one line, for what asks on the host without a
@@ -48,6 +48,7 @@ class _File(msgspec.Struct):
     devices: list[str] = []
     networks: list[str] = []
     macs: dict[str, str] = {}
+    parts: list[str] = []
 
 
 class State:
@@ -59,6 +60,7 @@ class State:
         self.devices: set[str] = set()
         self.networks: set[Subnet] = set()
         self.macs = Macs(rng)
+        self.parts: set[str] = set()
         self._path = self.directory / "state.json"
         self._written = b""
         self._load()
@@ -68,7 +70,7 @@ class State:
             read = msgspec.json.decode(self._path.read_bytes(), type=_File)
             self.networks = {Subnet.parse(text) for text in read.networks}
             self.macs.update({device: parse_mac(text) for device, text in read.macs.items()})
-            self.devices = set(read.devices)
+            self.devices, self.parts = set(read.devices), set(read.parts)
         except FileNotFoundError:
             pass
         except (OSError, msgspec.MsgspecError, BadAddress) as error:
@@ -81,6 +83,7 @@ class State:
                 sorted(self.devices),
                 sorted(map(str, self.networks)),
                 {device: format_mac(mac) for device, mac in sorted(self.macs.items())},
+                sorted(self.parts),
             )
         )
         if content == self._written:

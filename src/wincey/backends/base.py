@@ -20,7 +20,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     reach it by (another one behind NAT). connected: subnets that are reached without a gateway, and by which device.
     macs: MAC addresses for devices of ours that must stay as they were, by device name. kernel: release as (major, minor).
     known: the type and options of every backend that the config has asked for while we run, the latest first.
-    tun: the name for a TUN device, which no other network of this host has.
+    tun: the name for a TUN device, which no other network of this host has. found: what only the backend of the config asks of
+    a host, such as its public key (agent.parts has the questions).
     """
 
     underlay: str
@@ -34,6 +35,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     kernel: tuple[int, int] = (0, 0)
     known: Sequence[tuple[str, BackendOptions]] = ()
     tun: str = "flannel0"
+    found: Mapping[str, str] = {}
 
     def device_towards(self, address: Address) -> str | None:
         """The device that an address is directly connected to, None if it takes a gateway. The longest prefix counts."""

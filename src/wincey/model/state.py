@@ -4,7 +4,8 @@ Each object is a frozen value with two parts: its `key` (what the kernel, or a t
 key can exist) and the rest (what must be true of it). A difference is then two dictionaries compared. Devices are named by
 name, never by index: an index changes when a device is made anew, and what we want does not.
 
-`key` starts with the class's tag so that objects of all kinds fit in one dictionary.
+`key` starts with the class's tag so that objects of all kinds fit in one dictionary. What only one backend needs stands in a
+module of its own beside this one (wireguard, ipsec, cloud ...).
 """
 
 from __future__ import annotations
@@ -18,6 +19,24 @@ from wincey.model.address import Address, MacAddress, Subnet, format_address, fo
 Key: TypeAlias = tuple[object, ...]
 
 
+class Object(msgspec.Struct, frozen=True, gc=False):
+    """What all kinds have in common."""
+
+    tag: ClassVar[str]
+    essential: ClassVar[bool] = False
+    """Containers can't be started without it."""
+
+    @property
+    def key(self) -> Key:
+        """The tag, then what the kernel or whoever keeps the object knows it by."""
+        raise NotImplementedError
+
+    @property
+    def makes(self) -> str:
+        """The name of the device that exists by this object, "" for none: what is on that device comes after and goes along."""
+        return ""
+
+
 class Vxlan(msgspec.Struct, frozen=True, gc=False):
     """The attributes of a vxlan link (kernel: Documentation/networking/vxlan.rst)."""
 
@@ -29,7 +48,7 @@ class Vxlan(msgspec.Struct, frozen=True, gc=False):
     gbp: bool = False
 
 
-class Link(msgspec.Struct, frozen=True, gc=False):
+class Link(Object, frozen=True, gc=False):
     """A device of ours, up. `mac` None: any. `tx_checksum` None: leave the offload as it is.
 
     kind "vxlan" is made and removed by the kernel layer; kind "tun" is made by the tunnel (see Tunnel) and the kernel
@@ -37,6 +56,7 @@ class Link(msgspec.Struct, frozen=True, gc=False):
     """
 
     tag: ClassVar[str] = "link"
+    essential: ClassVar[bool] = True
     name: str
     kind: Literal["vxlan", "tun"]
     mtu: int
@@ -48,14 +68,19 @@ class Link(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.name)
 
+    @property
+    def makes(self) -> str:
+        return self.name
+
     def __str__(self) -> str:
         return f"{self.kind} device {self.name} (mtu {self.mtu})"
 
 
-class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
+class InterfaceAddress(Object, frozen=True, gc=False):
     """An address on a device of ours: `subnet.address` with prefix length `subnet.length`, scope global."""
 
     tag: ClassVar[str] = "address"
+    essential: ClassVar[bool] = True
     device: str
     subnet: Subnet
 
@@ -67,7 +92,7 @@ class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
         return f"address {self.subnet} dev {self.device}"
 
 
-class Route(msgspec.Struct, frozen=True, gc=False):
+class Route(Object, frozen=True, gc=False):
     """A route in the main table with our protocol number. `device` "" with kind "blackhole"."""
 
     tag: ClassVar[str] = "route"
@@ -87,7 +112,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
         return f"route {kind}{self.destination}{via}" + (f" dev {self.device}" if self.device else "")
 
 
-class Neighbor(msgspec.Struct, frozen=True, gc=False):
+class Neighbor(Object, frozen=True, gc=False):
     """A permanent ARP or ND entry on a device of ours."""
 
     tag: ClassVar[str] = "neighbor"
@@ -103,7 +128,7 @@ class Neighbor(msgspec.Struct, frozen=True, gc=False):
         return f"neighbor {format_address(self.address)} lladdr {format_mac(self.mac)} dev {self.device}"
 
 
-class FdbEntry(msgspec.Struct, frozen=True, gc=False):
+class FdbEntry(Object, frozen=True, gc=False):
     """A permanent entry of a vxlan device's forwarding database: frames to `mac` go to the host `remote`."""
 
     tag: ClassVar[str] = "fdb"
@@ -119,7 +144,7 @@ class FdbEntry(msgspec.Struct, frozen=True, gc=False):
         return f"FDB entry {format_mac(self.mac)} dst {format_address(self.remote)} dev {self.device}"
 
 
-class Sysctl(msgspec.Struct, frozen=True, gc=False):
+class Sysctl(Object, frozen=True, gc=False):
     """A kernel setting below /proc/sys, as `net/ipv6/conf/flannel.1/accept_ra`. `optional`: its file may be absent."""
 
     tag: ClassVar[str] = "sysctl"
@@ -135,10 +160,11 @@ class Sysctl(msgspec.Struct, frozen=True, gc=False):
         return f"sysctl {self.path} = {self.value}"
 
 
-class Tunnel(msgspec.Struct, frozen=True, gc=False):
+class Tunnel(Object, frozen=True, gc=False):
     """The userspace udp tunnel of one network: a TUN device and the UDP socket its packets travel through."""
 
     tag: ClassVar[str] = "tunnel"
+    essential: ClassVar[bool] = True
     device: str  # the TUN's name
     mtu: int
     local: Address  # the address the UDP socket is bound to
@@ -148,11 +174,15 @@ class Tunnel(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.device)
 
+    @property
+    def makes(self) -> str:
+        return self.device
+
     def __str__(self) -> str:
         return f"udp tunnel {self.device} at {format_address(self.local)}:{self.port}"
 
 
-class TunnelPeer(msgspec.Struct, frozen=True, gc=False):
+class TunnelPeer(Object, frozen=True, gc=False):
     """Inner packets to `subnet` go to the host `endpoint`, at the tunnel's own port."""
 
     tag: ClassVar[str] = "tunnel-peer"
@@ -180,7 +210,7 @@ class Isolation(msgspec.Struct, frozen=True, gc=False):
     port: int = 0
 
 
-class RuleSet(msgspec.Struct, frozen=True, gc=False):
+class RuleSet(Object, frozen=True, gc=False):
     """The packet filter's part of one network and one address family (reference section 7).
 
     network: the cluster network C. subnet: this host's subnet S. masquerade: --ip-masq. forward: accept what is forwarded
@@ -189,6 +219,7 @@ class RuleSet(msgspec.Struct, frozen=True, gc=False):
     """
 
     tag: ClassVar[str] = "rules"
+    essential: ClassVar[bool] = True
     network: Subnet
     subnet: Subnet
     masquerade: bool
@@ -203,9 +234,6 @@ class RuleSet(msgspec.Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         return f"packet filter rules of {self.network}"
-
-
-Object: TypeAlias = Link | InterfaceAddress | Route | Neighbor | FdbEntry | Sysctl | Tunnel | TunnelPeer | RuleSet
 
 
 class Scope(msgspec.Struct, frozen=True):

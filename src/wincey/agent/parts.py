@@ -1,0 +1,97 @@
+"""The parts of a host that only some backends need: drivers that are loaded when first needed, and questions to the host.
+
+A daemon on vxlan neither imports nor runs anything of WireGuard, of a cloud or of a routing daemon. A part that has made
+something is remembered in the state file, so that a later run, with whatever config, still finds and removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from wincey.agent.statefile import State
+from wincey.backends.base import HostFacts
+from wincey.kernel.driver import Desired, Driver
+from wincey.model.config import NetworkConfig
+from wincey.model.state import Changes, Failure, Key, Object, Scope
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One driver on demand. handles: its classes. open: makes it, given the directory for the network's run-time files."""
+
+    name: str
+    handles: tuple[type[Object], ...]
+    open: Callable[[Path], Driver]
+
+
+PARTS: tuple[Part, ...] = ()
+"""Every part. They come before the drivers that each host has, as some make the devices that those look after."""
+
+QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {}
+"""By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
+
+
+class PartDriver:
+    """The driver of a part, which is opened once something of its kinds is desired, or an earlier run has left some."""
+
+    def __init__(self, part: Part, state: State) -> None:
+        self.handles = part.handles
+        self._part, self._state = part, state
+        self._driver: Driver | None = None
+        self._changed: Callable[[str], None] = lambda why: None
+
+    async def observe(self, desired: Desired, scope: Scope) -> dict[Key, Object]:
+        """See Driver. A part that has nothing, and of which nothing is desired, is given up."""
+        wanted = any(isinstance(item, self.handles) for item in desired.values())
+        if not wanted and self._driver is None and self._part.name not in self._state.parts:
+            return {}
+        found = await self._opened().observe(desired, scope)
+        if not wanted and not found:
+            await self.close()
+            self._state.parts.discard(self._part.name)
+            self._state.save()
+        return found
+
+    async def apply(self, changes: Changes) -> Sequence[Failure]:
+        """See Driver. What it is about to make is remembered before."""
+        if self._part.name not in self._state.parts:
+            self._state.parts.add(self._part.name)
+            self._state.save()
+        return await self._opened().apply(changes)
+
+    def watch(self, changed: Callable[[str], None]) -> None:
+        """See Driver."""
+        self._changed = changed
+        if self._driver:
+            self._driver.watch(changed)
+
+    async def close(self) -> None:
+        """See Driver."""
+        driver, self._driver = self._driver, None
+        if driver:
+            await driver.close()
+
+    def _opened(self) -> Driver:
+        if self._driver is None:
+            self._driver = self._part.open(self._state.directory)
+            self._driver.watch(self._changed)
+        return self._driver
+
+
+def part_drivers(state: State) -> list[Driver]:
+    """All parts, none of them open."""
+    return [PartDriver(part, state) for part in PARTS]
+
+
+class HostAsk:
+    """Asks the question of the config's backend; see preparation.Ask."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
+        """Raises BadConfig and NotJoinable."""
+        question = QUESTIONS.get(config.backend_type)
+        return await question(config, facts, self._directory) if question else {}
