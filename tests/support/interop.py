@@ -19,7 +19,8 @@ PROBE = """
 import select, socket, sys, time
 address, end, asked, lost = sys.argv[1], time.monotonic() + 120, 0, 0
 print("probing", flush=True)
-while not select.select([sys.stdin], [], [], 0.02)[0] and time.monotonic() < end:
+# Not before some have been asked: what is watched may take less time than it takes to ask them.
+while (not select.select([sys.stdin], [], [], 0.02)[0] or asked < 25) and time.monotonic() < end:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.settimeout(1)
         asked += 1

@@ -77,10 +77,11 @@ class ContinuousPing:
             stdout=self._output,
             stderr=self._output,
         )
+        self._least = time.monotonic() + 2.5  # what is watched may be over before enough was sent to tell
         time.sleep(0.3)
 
     def sent_and_lost(self):
-        time.sleep(0.5)
+        time.sleep(max(0.5, self._least - time.monotonic()))
         self._process.send_signal(signal.SIGINT)
         self._process.wait(10)
         self._output.close()
