@@ -1,0 +1,234 @@
+"""A cloud's route tables: what an API has to be able to do (Dialect), and what has to be done (pure).
+
+## How a dialect is written
+One class with the methods of `Dialect`, in a module of its own, and a line for it in wincey.cloud.dialects. It speaks one API
+and decides nothing: it lists, puts and deletes as it is told. It
+
+- keeps no state but connections, and lists tables whole: one listing (paged, if the API pages) for all hosts and routes;
+- raises the classes of wincey.cloud.errors alone, and raises them at once: the driver waits and tries again, so libraries'
+  own retries are off, and a call ends within about 10 seconds;
+- blocks nothing: a library that blocks runs in a thread;
+- awaits operations of the API (an "operation" that is pending) for 10 seconds at most, then lists its route as `pending`;
+- never deletes what is listed with other next hops by now, where the API can make that a condition.
+
+`next_hop` is a tuple of all names that the listing gives of one next hop (interface, instance, address), as the API writes
+them; a next hop that is no host (gateway, peering, NAT) is `()`, and such a route is never touched.
+
+## Who writes and who deletes
+Each host (or a server on behalf of its clients) writes the route of its own lease, and nobody else's. Any host may delete a
+stale route, and none must delete one that a host has just put. What makes that hold:
+
+1. A destination that overlaps a lease is never deleted, whatever the route's state: its owner replaces it in place. So
+   nothing is ever deleted before it is created, and there is no moment without a route.
+2. A host puts its route only when it has its lease. Who sees the store sees the lease first.
+3. Deleting takes patience: the same route (table, next hop, state) must have been stale in each look for GRACE and longer,
+   while the store could be reached. A host that is cut off from the store, and so may miss a lease, deletes nothing.
+4. Right before deleting the tables are listed again, and a route is spared that is not as it was.
+5. What is left is the moment between that listing and the deletion, for an API that deletes by destination alone. Whoever has
+   put a route looks again a minute later, and then at each slow look.
+
+## What is stale
+Routes to a destination inside the cluster network that overlaps no lease, and that are ours: whose next hop is a host of ours
+(it holds a lease, or did while we ran), or is no more (state `blackhole`), or that carry a mark of ours. All others are
+foreign. A leased destination whose route leads to what is no host is refused with a clear line: it was put by hand.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+import msgspec
+
+from wincey.cloud.errors import CloudForeign
+from wincey.model.address import Subnet
+from wincey.model.cloud import CloudTable, HostRef
+
+GRACE = 30.0
+"""Seconds that a route has to be stale before it is deleted."""
+
+NEARLY_FULL = 0.9
+"""The part of a quota from which on there is a warning."""
+
+
+class TableRoute(msgspec.Struct, frozen=True):
+    """A route of one table. handle: the API's name for it, where it has one. marked: it carries a mark of ours (a name or a
+    description)."""
+
+    table: str
+    destination: Subnet
+    next_hop: tuple[str, ...]
+    state: Literal["active", "blackhole", "pending"] = "active"
+    handle: str = ""
+    marked: bool = False
+
+    def __str__(self) -> str:
+        via = self.next_hop[0] if self.next_hop else "what is no host"
+        return f"route {self.destination} to {via} in {self.table}" + f" ({self.state})" * (self.state != "active")
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table and its routes with an IPv4 destination, those outside the cluster network included or not.
+
+    used: how many routes count towards the quota. limit: the quota, None when it is not known.
+    """
+
+    name: str
+    routes: tuple[TableRoute, ...]
+    used: int = 0
+    limit: int | None = None
+
+
+class CloudHost(msgspec.Struct, frozen=True):
+    """A host as the API knows it. next_hop: its names as routes list them, the one to put a route with first.
+
+    forwards: whether it may forward others' packets.
+    """
+
+    next_hop: tuple[str, ...]
+    forwards: bool
+
+
+Hosts: TypeAlias = Mapping[HostRef, CloudHost]
+
+
+class Dialect(Protocol):
+    """One cloud's API, for the tables of one network. All methods raise CloudError's kinds."""
+
+    provider: ClassVar[str]
+
+    def __init__(self, table: CloudTable) -> None:
+        """No call is made here. Raises CloudNotInstalled, CloudDenied (no credentials)."""
+
+    async def hosts(self, wanted: Sequence[HostRef]) -> Hosts:
+        """Find hosts, in few calls; one that is not there is left out. Only hosts in the network (VPC) of the tables, and
+        only when the address that the lease publishes is the host's: a lease must not lead packets to another host."""
+
+    async def tables(self) -> Sequence[Table]:
+        """All tables to keep, whole: those that the config names, or those that this cloud has for the host."""
+
+    async def put(self, table: str, destination: Subnet, host: CloudHost, old: TableRoute | None) -> None:
+        """Create a route, or replace `old` (of the last listing). In place where the API can. Raises CloudConflict when the
+        table was changed meanwhile, CloudFull."""
+
+    async def delete(self, route: TableRoute) -> None:
+        """Delete a route; one that is gone is no failure."""
+
+    async def allow_forwarding(self, host: CloudHost) -> None:
+        """Let a host forward. Raises CloudDenied with the permission, or what to do by hand where no API can do it."""
+
+    async def close(self) -> None:
+        """End connections."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What is known of the leases. wanted: the routes we see to. leased: all destinations that are leased, those included.
+
+    ours: names (instances, interfaces, addresses) of hosts that have, or had, a lease. networks: the cluster networks.
+    """
+
+    wanted: Mapping[Subnet, HostRef]
+    leased: Iterable[Subnet]
+    ours: frozenset[str]
+    networks: Sequence[Subnet]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A route to put into a table. old: what it replaces."""
+
+    table: str
+    destination: Subnet
+    host: CloudHost
+    old: TableRoute | None
+
+
+def find(tables: Iterable[Table], destination: Subnet) -> dict[str, TableRoute]:
+    """The routes to exactly that destination, by table."""
+    return {route.table: route for table in tables for route in table.routes if route.destination == destination}
+
+
+def steps(tables: Sequence[Table], destination: Subnet, host: CloudHost) -> list[Step]:
+    """What it takes to have the route in each table; nothing when all is well (pending counts as there).
+
+    Raises CloudForeign when a route to the destination leads to what is no host.
+    """
+    found = find(tables, destination)
+    needed = []
+    for table in tables:
+        old = found.get(table.name)
+        if old and old.state != "blackhole":
+            if not old.next_hop:
+                raise CloudForeign(
+                    f"{old.table} has a route {destination} to what is no host (a gateway, a peering), which is not ours to"
+                    f" replace: delete it, or keep {destination} out of SubnetMin to SubnetMax"
+                )
+            if not set(old.next_hop).isdisjoint(host.next_hop):
+                continue
+        needed.append(Step(table.name, destination, host, old))
+    return needed
+
+
+def stale(tables: Iterable[Table], held: Held) -> list[TableRoute]:
+    """The routes that are ours by the rules above and that no lease needs."""
+    leased = _Ranges(held.leased)
+    return [
+        route
+        for table in tables
+        for route in table.routes
+        if route.next_hop
+        and route.state != "pending"
+        and any(network.contains(route.destination) for network in held.networks)
+        and (route.state == "blackhole" or route.marked or not held.ours.isdisjoint(route.next_hop))
+        and not leased.overlap(route.destination)
+    ]
+
+
+class Patience:
+    """Remembers since when routes are stale; only an unbroken time counts."""
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self._grace = grace
+        self._since: dict[TableRoute, float] = {}
+
+    def ripe(self, found: Iterable[TableRoute], now: float) -> list[TableRoute]:
+        """Of all the routes that are stale in this look, those that have been for long enough."""
+        self._since = {route: self._since.get(route, now) for route in found}
+        return [route for route, since in self._since.items() if now - since >= self._grace]
+
+    def due(self) -> float | None:
+        """The time at which the next one will have been stale for long enough."""
+        return min(self._since.values()) + self._grace if self._since else None
+
+    def forget(self) -> None:
+        """Begin anew: for a while it could not be known what is stale."""
+        self._since.clear()
+
+
+def nearly_full(table: Table) -> str:
+    """A warning for a table that is close to its quota, "" for one that is not."""
+    if table.limit is None or table.used < NEARLY_FULL * table.limit:
+        return ""
+    return f"{table.name} holds {table.used} of the {table.limit} routes of its quota"
+
+
+class _Ranges:
+    """Tells quickly whether a subnet overlaps any of many subnets, which may overlap each other."""
+
+    def __init__(self, subnets: Iterable[Subnet]) -> None:
+        self._exact: set[tuple[int, int]] = set()  # (first address, length)
+        self._lengths: set[int] = set()
+        self._firsts: list[int] = []
+        for subnet in subnets:
+            if subnet.bits == 32:
+                self._exact.add((subnet.first, subnet.length))
+                self._lengths.add(subnet.length)
+                self._firsts.append(subnet.first)
+        self._firsts.sort()
+
+    def overlap(self, subnet: Subnet) -> bool:
+        # One of them holds it (then its first address is ours, masked), or begins inside it.
+        if any((subnet.first >> 32 - length << 32 - length, length) in self._exact for length in self._lengths):
+            return True
+        place = bisect_left(self._firsts, subnet.first)
+        return place < len(self._firsts) and self._firsts[place] <= subnet.last
