@@ -13,7 +13,9 @@ import msgspec
 
 from wincey.agent.statefile import State
 from wincey.backends.base import HostFacts
+from wincey.backends.extension import OUTPUT, ExtensionBackend
 from wincey.kernel.driver import Desired, Driver
+from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 
@@ -26,10 +28,27 @@ class Part(msgspec.Struct, frozen=True):
     open: Callable[[Path], Driver]
 
 
-PARTS: tuple[Part, ...] = ()
+def _command_driver(directory: Path) -> Driver:
+    from wincey.programs.extension.driver import CommandDriver  # noqa: PLC0415  # only where the config asks for it
+
+    return CommandDriver(directory)
+
+
+async def _start_commands(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.extension.start import start_up  # noqa: PLC0415  # likewise
+
+    backend = ExtensionBackend(config, facts)
+    if backend.before is None:
+        return {}
+    return {OUTPUT: await start_up(backend.before, backend.environment(None), directory, backend.timeout)}
+
+
+PARTS: tuple[Part, ...] = (Part("extension", (CommandNetwork, CommandPeer), _command_driver),)
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
-QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {}
+QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {
+    ExtensionBackend.type: _start_commands,
+}
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 
 

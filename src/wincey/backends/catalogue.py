@@ -6,6 +6,7 @@ import msgspec
 
 from wincey.backends.alloc import AllocBackend
 from wincey.backends.base import Backend, HostFacts
+from wincey.backends.extension import ExtensionBackend
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
@@ -14,10 +15,17 @@ from wincey.model.errors import BadLease, UnknownBackend, WinceyError
 from wincey.model.lease import LeaseAttrs
 
 BACKENDS: dict[str, type[Backend]] = {
-    backend.type: backend for backend in (VxlanBackend, HostGwBackend, UdpBackend, AllocBackend)
+    backend.type: backend
+    for backend in (
+        VxlanBackend,
+        HostGwBackend,
+        UdpBackend,
+        AllocBackend,
+        ExtensionBackend,
+    )
 }
 
-NOT_YET = ("wireguard", "ipsec", "ipip", "aws-vpc", "gce", "ali-vpc", "tencent-vpc", "extension")
+NOT_YET = ("wireguard", "ipsec", "ipip", "aws-vpc", "gce", "ali-vpc", "tencent-vpc")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
