@@ -409,6 +409,7 @@ class Network:
         return None
 
     def _on_outage(self, reason: str | None) -> None:
+        self._territory.follow(current=reason is None)
         if reason:
             log.warning("the store can't be reached: %s; forwarding goes on with what is known", reason)
         else:

@@ -36,12 +36,13 @@ foreign. A leased destination whose route leads to what is no host is refused wi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from wincey.cloud.errors import CloudForeign
+from wincey.cloud.errors import CloudForeign, CloudFull
 from wincey.model.address import Subnet
 from wincey.model.cloud import CloudTable, HostRef
 
@@ -90,6 +91,16 @@ class CloudHost(msgspec.Struct, frozen=True):
     forwards: bool
 
 
+class Step(msgspec.Struct, frozen=True):
+    """A route to put into a table. old: what it replaces."""
+
+    table: str
+    destination: Subnet
+    host: CloudHost
+    old: TableRoute | None
+
+
+Routes: TypeAlias = Mapping[Subnet, Mapping[str, TableRoute]]
 Hosts: TypeAlias = Mapping[HostRef, CloudHost]
 
 
@@ -108,12 +119,12 @@ class Dialect(Protocol):
     async def tables(self) -> Sequence[Table]:
         """All tables to keep, whole: those that the config names, or those that this cloud has for the host."""
 
-    async def put(self, table: str, destination: Subnet, host: CloudHost, old: TableRoute | None) -> None:
-        """Create a route, or replace `old` (of the last listing). In place where the API can. Raises CloudConflict when the
-        table was changed meanwhile, CloudFull."""
+    async def put(self, step: Step) -> None:
+        """Create a route, or replace the old one, in place where the API can. Raises CloudConflict when the table was
+        changed meanwhile, CloudFull."""
 
     async def delete(self, route: TableRoute) -> None:
-        """Delete a route; one that is gone is no failure."""
+        """Delete a route; one that is gone is no failure. Raises CloudConflict when it is known not to be as listed."""
 
     async def allow_forwarding(self, host: CloudHost) -> None:
         """Let a host forward. Raises CloudDenied with the permission, or what to do by hand where no API can do it."""
@@ -123,54 +134,82 @@ class Dialect(Protocol):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What is known of the leases. wanted: the routes we see to. leased: all destinations that are leased, those included.
+    """What is known of the leases. leased: all destinations that are leased.
 
     ours: names (instances, interfaces, addresses) of hosts that have, or had, a lease. networks: the cluster networks.
     """
 
-    wanted: Mapping[Subnet, HostRef]
     leased: Iterable[Subnet]
-    ours: frozenset[str]
+    ours: Set[str]
     networks: Sequence[Subnet]
 
 
-class Step(msgspec.Struct, frozen=True):
-    """A route to put into a table. old: what it replaces."""
-
-    table: str
-    destination: Subnet
-    host: CloudHost
-    old: TableRoute | None
-
-
-def find(tables: Iterable[Table], destination: Subnet) -> dict[str, TableRoute]:
-    """The routes to exactly that destination, by table."""
-    return {route.table: route for table in tables for route in table.routes if route.destination == destination}
+def by_destination(tables: Iterable[Table]) -> Routes:
+    """The routes of all tables by destination, then table."""
+    found: dict[Subnet, dict[str, TableRoute]] = defaultdict(dict)
+    for table in tables:
+        for route in table.routes:
+            found[route.destination][route.table] = route
+    return found
 
 
-def steps(tables: Sequence[Table], destination: Subnet, host: CloudHost) -> list[Step]:
+def steps(tables: Sequence[Table], found: Mapping[str, TableRoute], destination: Subnet, host: CloudHost) -> list[Step]:
     """What it takes to have the route in each table; nothing when all is well (pending counts as there).
 
-    Raises CloudForeign when a route to the destination leads to what is no host.
+    found: the routes to that destination, by table. Raises CloudForeign when one of them leads to what is no host.
     """
-    found = find(tables, destination)
     needed = []
     for table in tables:
         old = found.get(table.name)
-        if old and old.state != "blackhole":
-            if not old.next_hop:
-                raise CloudForeign(
-                    f"{old.table} has a route {destination} to what is no host (a gateway, a peering), which is not ours to"
-                    f" replace: delete it, or keep {destination} out of SubnetMin to SubnetMax"
-                )
-            if not set(old.next_hop).isdisjoint(host.next_hop):
-                continue
-        needed.append(Step(table.name, destination, host, old))
+        if old and not old.next_hop:
+            raise CloudForeign(
+                f"{old.table} has a route {destination} to what is no host (a gateway, a peering), which is not ours to"
+                f" replace: delete it, or keep {destination} out of SubnetMin to SubnetMax"
+            )
+        if old is None or old.state == "blackhole" or set(old.next_hop).isdisjoint(host.next_hop):
+            needed.append(Step(table.name, destination, host, old))
     return needed
 
 
-def stale(tables: Iterable[Table], held: Held) -> list[TableRoute]:
-    """The routes that are ours by the rules above and that no lease needs."""
+def check_room(tables: Iterable[Table], step: Step) -> None:
+    """Raises CloudFull when a step would go beyond the quota of its table."""
+    table = next(table for table in tables if table.name == step.table)
+    if step.old is None and table.limit is not None and table.used >= table.limit:
+        raise CloudFull(
+            f"{table.name} holds {table.used} routes, which is its quota ({table.limit}): no route for"
+            f" {step.destination} until the quota is raised, or routes that are not needed are deleted"
+        )
+
+
+def put_into(tables: Iterable[Table], step: Step) -> tuple[Table, ...]:
+    """The tables after a step."""
+    new = TableRoute(step.table, step.destination, step.host.next_hop)
+    return tuple(
+        msgspec.structs.replace(
+            table,
+            routes=(*(route for route in table.routes if route != step.old), new),
+            used=table.used + (step.old is None),
+        )
+        if table.name == step.table
+        else table
+        for table in tables
+    )
+
+
+def without(tables: Iterable[Table], gone: TableRoute) -> tuple[Table, ...]:
+    """The tables after a route was deleted."""
+    return tuple(
+        msgspec.structs.replace(
+            table, routes=tuple(route for route in table.routes if route != gone), used=table.used - 1
+        )
+        if table.name == gone.table
+        else table
+        for table in tables
+    )
+
+
+def stale(tables: Iterable[Table], held: Held, *, blackholes: bool = True) -> list[TableRoute]:
+    """The routes that are ours by the rules above and that no lease needs. blackholes: those of any host, too."""
     leased = _Ranges(held.leased)
     return [
         route
@@ -179,7 +218,7 @@ def stale(tables: Iterable[Table], held: Held) -> list[TableRoute]:
         if route.next_hop
         and route.state != "pending"
         and any(network.contains(route.destination) for network in held.networks)
-        and (route.state == "blackhole" or route.marked or not held.ours.isdisjoint(route.next_hop))
+        and ((blackholes and (route.state == "blackhole" or route.marked)) or not held.ours.isdisjoint(route.next_hop))
         and not leased.overlap(route.destination)
     ]
 
@@ -195,10 +234,6 @@ class Patience:
         """Of all the routes that are stale in this look, those that have been for long enough."""
         self._since = {route: self._since.get(route, now) for route in found}
         return [route for route, since in self._since.items() if now - since >= self._grace]
-
-    def due(self) -> float | None:
-        """The time at which the next one will have been stale for long enough."""
-        return min(self._since.values()) + self._grace if self._since else None
 
     def forget(self) -> None:
         """Begin anew: for a while it could not be known what is stale."""
