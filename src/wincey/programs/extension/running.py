@@ -43,14 +43,15 @@ async def run(
         code = await _execute(
             name, argv, environment=everything, directory=directory, text=text, timeout=timeout, out=out, err=err
         )
-        said = _one_line(out.text(), err.text())
+        printed = out.text()
+        said = _one_line(printed, err.text())
     if code is None:
         raise CommandFailed(f"{name} did not end within {timeout:g} s and was killed{_quoted(said)}")
     if code:
         how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
         raise CommandFailed(f"{name} ended with {how}{_quoted(said)}")
     log.info("%s ended well after %.2f s%s", name, time.monotonic() - begin, _quoted(said))
-    return out.text()
+    return printed
 
 
 def process_environment(inherited: Mapping[str, str], own: Environment) -> dict[str, str]:
