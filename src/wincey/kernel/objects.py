@@ -12,7 +12,7 @@ from wincey.kernel.rtnl import LinkMessage, NeighborMessage, RouteMessage
 from wincey.model.address import Address, Subnet
 from wincey.model.state import FdbEntry, Link, Neighbor, Route, Vxlan
 
-_KINDS: dict[str, Literal["vxlan", "tun"]] = {"vxlan": "vxlan", "tun": "tun"}
+_KINDS: dict[str, Literal["vxlan", "tun", "wireguard"]] = {"vxlan": "vxlan", "tun": "tun", "wireguard": "wireguard"}
 
 
 class Names:
@@ -88,7 +88,13 @@ def routes(message: RouteMessage, names: Names) -> tuple[Route, ...]:
         return (Route(destination, "", kind="blackhole"),)
     if len(message.hops) > 1 and len(message.destination) == 4:
         return (Route(destination, names.name(message.hops[0].oif), onlink=True),)
-    return tuple([Route(destination, names.name(hop.oif), hop.gateway, hop.onlink) for hop in message.hops])
+    link_scope = message.link_scope
+    return tuple(
+        [
+            Route(destination, names.name(hop.oif), hop.gateway, hop.onlink, link_scope=link_scope)
+            for hop in message.hops
+        ]
+    )
 
 
 def neighbor(message: NeighborMessage, device: str) -> Neighbor | FdbEntry | None:
@@ -125,7 +131,7 @@ def link(message: LinkMessage, names: Names, wanted: Link | None, tx_checksum: b
         message.name,
         kind,
         message.mtu if message.up else 0,
-        mac=None if kind == "tun" or (wanted and wanted.mac is None) else message.mac,
+        mac=None if kind in ("tun", "wireguard") or (wanted and wanted.mac is None) else message.mac,
         vxlan=vxlan,
         tx_checksum=tx_checksum if wanted and wanted.tx_checksum is not None else None,
     )

@@ -245,6 +245,7 @@ class RtnetlinkDriver:
                 gateway=item.gateway,
                 onlink=put and item.onlink,
                 blackhole=item.kind == "blackhole",
+                link_scope=item.link_scope,
                 # Another program's leftovers on our own device go too; elsewhere never anything but our own.
                 protocol=0 if not put and device in self._expectation.devices.values() else rtnl.ROUTE_PROTOCOL,
             )

@@ -44,7 +44,7 @@ RTPROT_KERNEL = 2
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 RTM_F_CLONED = 0x200
 RTNH_F_ONLINK = 4
-RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 NUD_PERMANENT = 0x80
 NTF_SELF = 2
 IFF_UP = 1
@@ -99,6 +99,7 @@ class RouteMessage(msgspec.Struct, frozen=True, gc=False):
     metric: int
     source: Address | None
     hops: tuple[Hop, ...]
+    link_scope: bool = False
 
 
 class NeighborMessage(msgspec.Struct, frozen=True, gc=False):
@@ -176,6 +177,7 @@ def encode_route(
     gateway: Address | None = None,
     onlink: bool = False,
     blackhole: bool = False,
+    link_scope: bool = False,
     protocol: int = ROUTE_PROTOCOL,
 ) -> bytes:
     """Put a route of the main table, or delete the one that has all of these. protocol 0 deletes that of any protocol.
@@ -200,7 +202,7 @@ def encode_route(
         request.pack(
             request.size + len(rest), kind, flags | NLM_F_REQUEST, 0, 0,
             socket.AF_INET if size == 4 else socket.AF_INET6, destination.length, 0, 0, TABLE_MAIN, protocol,
-            RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else RT_SCOPE_UNIVERSE,
+            RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else RT_SCOPE_LINK if link_scope else RT_SCOPE_UNIVERSE,
             RTN_BLACKHOLE if blackhole else RTN_UNICAST,
             RTNH_F_ONLINK if onlink else 0,
             size + 4, _RTA_DST, address,
@@ -333,7 +335,7 @@ def route_protocol(data: bytes, offset: int) -> int:
 
 def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     """Read the body of RTM_NEWROUTE or RTM_DELROUTE."""
-    family, size, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(data, offset)
+    family, size, _, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(data, offset)
     offset += 12
     destination = gateway = source = None
     oif = metric = 0
@@ -360,7 +362,8 @@ def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     if destination is None:
         destination = bytes(4 if family == socket.AF_INET else 16)
     hops = hops or (Hop(oif, gateway, bool(flags & RTNH_F_ONLINK)),)
-    return RouteMessage(destination, size, tos, table, protocol, kind, bool(flags & RTM_F_CLONED), metric, source, hops)
+    cloned, link_scope = bool(flags & RTM_F_CLONED), scope == RT_SCOPE_LINK
+    return RouteMessage(destination, size, tos, table, protocol, kind, cloned, metric, source, hops, link_scope)
 
 
 def _decode_hops(data: bytes, offset: int, end: int) -> tuple[Hop, ...]:
