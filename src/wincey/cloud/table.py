@@ -55,12 +55,12 @@ NEARLY_FULL = 0.9
 
 class TableRoute(msgspec.Struct, frozen=True):
     """A route of one table. handle: the API's name for it, where it has one. marked: it carries a mark of ours (a name or a
-    description)."""
+    description). state: blackhole when the next hop is no more, disabled when somebody has switched the route off."""
 
     table: str
     destination: Subnet
     next_hop: tuple[str, ...]
-    state: Literal["active", "blackhole", "pending"] = "active"
+    state: Literal["active", "blackhole", "disabled", "pending"] = "active"
     handle: str = ""
     marked: bool = False
 
@@ -166,7 +166,7 @@ def steps(tables: Sequence[Table], found: Mapping[str, TableRoute], destination:
                 f"{old.table} has a route {destination} to what is no host (a gateway, a peering), which is not ours to"
                 f" replace: delete it, or keep {destination} out of SubnetMin to SubnetMax"
             )
-        if old is None or old.state == "blackhole" or set(old.next_hop).isdisjoint(host.next_hop):
+        if old is None or old.state in {"blackhole", "disabled"} or set(old.next_hop).isdisjoint(host.next_hop):
             needed.append(Step(table.name, destination, host, old))
     return needed
 
