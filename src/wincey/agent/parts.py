@@ -13,8 +13,10 @@ import msgspec
 
 from wincey.agent.statefile import State
 from wincey.backends.base import HostFacts
+from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
 from wincey.backends.extension import OUTPUT, ExtensionBackend
 from wincey.kernel.driver import Desired, Driver
+from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.state import Changes, Failure, Key, Object, Scope
@@ -43,11 +45,40 @@ async def _start_commands(config: NetworkConfig, facts: HostFacts, directory: Pa
     return {OUTPUT: await start_up(backend.before, backend.environment(None), directory, backend.timeout)}
 
 
-PARTS: tuple[Part, ...] = (Part("extension", (CommandNetwork, CommandPeer), _command_driver),)
+def _cloud_driver(directory: Path) -> Driver:
+    from wincey.cloud.driver import CloudDriver  # noqa: PLC0415  # likewise
+
+    return CloudDriver(directory, rng=random.Random())  # noqa: S311  # jitter, no secrets
+
+
+async def _aws_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.aws_metadata import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+def _bgp_driver(directory: Path) -> Driver:
+    from wincey.programs.bgp.driver import BgpDriver  # noqa: PLC0415  # likewise
+
+    return BgpDriver(directory)
+
+
+async def _routing_daemon(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.bgp.question import routing_daemon  # noqa: PLC0415  # likewise
+
+    daemon, instance = asked_for(config)
+    return {ROUTING_DAEMON: routing_daemon(daemon, own=instance == "own", directory=directory)}
+
+
+PARTS: tuple[Part, ...] = (
+    Part("extension", (CommandNetwork, CommandPeer), _command_driver),
+    Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
+)
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
 QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {
     ExtensionBackend.type: _start_commands,
+    BgpBackend.type: _routing_daemon,
 }
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 

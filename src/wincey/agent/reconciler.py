@@ -115,7 +115,9 @@ class Reconciler:
 
     def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:
         # What the plan has just changed, and retries of what failed before, are no repairs.
-        repaired = [item for item in (*changes.put, *changes.delete) if item.key not in expected]
+        repaired = [
+            item for item in (*changes.put, *changes.delete) if item.key not in expected and not item.watched
+        ]
         self.repaired += len(repaired)
         for item in repaired[:5]:
             state = "was missing" if item.key not in actual else "was changed" if item in changes.put else "was stale"
@@ -139,10 +141,11 @@ class Reconciler:
 
     def _tell_failures(self) -> None:
         level = logging.ERROR if self._failed_audits == 0 else logging.DEBUG
-        for failure in list(self.failures.values())[:5]:
+        failures = [failure for failure in self.failures.values() if not failure.object.watched]
+        for failure in failures[:5]:
             log.log(level, "%s: %s", failure.object, failure.reason)
-        if len(self.failures) > 5:
-            log.log(level, "%d more objects could not be put in place", len(self.failures) - 5)
+        if len(failures) > 5:
+            log.log(level, "%d more objects could not be put in place", len(failures) - 5)
 
 
 def _steps(changes: Changes) -> list[Changes]:

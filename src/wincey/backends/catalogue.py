@@ -5,9 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from wincey.backends.alloc import AllocBackend
+from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import Backend, HostFacts
+from wincey.backends.bgp import BgpBackend, BgpByPlainRoutes
+from wincey.backends.cloud import CloudBackend
 from wincey.backends.extension import ExtensionBackend
 from wincey.backends.hostgw import HostGwBackend
+from wincey.backends.ipip import IpipBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
 from wincey.model.config import BackendOptions, NetworkConfig
@@ -21,11 +25,14 @@ BACKENDS: dict[str, type[Backend]] = {
         HostGwBackend,
         UdpBackend,
         AllocBackend,
+        BgpBackend,
         ExtensionBackend,
+        AwsVpcBackend,
+        IpipBackend,
     )
 }
 
-NOT_YET = ("wireguard", "ipsec", "ipip", "aws-vpc", "gce", "ali-vpc", "tencent-vpc")
+NOT_YET = ("wireguard", "ipsec", "gce", "ali-vpc", "tencent-vpc")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
@@ -46,7 +53,11 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
     needs no help from us).
     """
     kind = attrs.backend_type or UdpBackend.type
-    if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type}:
+    if issubclass(BACKENDS.get(kind, object), CloudBackend):  # the cloud's own network sees to it
+        return AllocBackend(config, host)
+    if kind == BgpBackend.type:
+        return BgpByPlainRoutes(config, msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6))
+    if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type, IpipBackend.type}:
         raise BadLease(f"a peer uses the backend {kind!r}, which this host has no way to reach")
     if kind == HostGwBackend.type:  # what it demands of our public address is for being reached, not for reaching
         host = msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6)

@@ -32,7 +32,7 @@ PREFIX = "/coreos.com/network"
 SWITCH = "switch"
 STORE = "store"
 STORES = ("sqlite", "etcd3", "etcd2")
-BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc")
+BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc", "bgp")
 MAX_HOSTS = 1000
 """A Linux bridge has at most 1023 ports."""
 

@@ -50,20 +50,27 @@ class Vxlan(msgspec.Struct, frozen=True, gc=False):
     gbp: bool = False
 
 
+class Ipip(msgspec.Struct, frozen=True, gc=False):
+    """The attributes of an ipip link that sends to whatever gateway a route names (kernel: net/ipv4/ipip.c)."""
+
+    local: Address  # outer source address
+
+
 class Link(Object, frozen=True, gc=False):
     """A device of ours, up. `mac` None: any. `tx_checksum` None: leave the offload as it is.
 
-    kind "vxlan" is made and removed by the kernel layer; kinds "tun" and "wireguard" are made by another driver (see Tunnel,
+    kinds "vxlan" and "ipip" are made and removed by the kernel layer; kinds "tun" and "wireguard" are made by another driver (see Tunnel,
     WireguardDevice) and the kernel layer only keeps their MTU and their being up.
     """
 
     tag: ClassVar[str] = "link"
     essential: ClassVar[bool] = True
     name: str
-    kind: Literal["vxlan", "tun", "wireguard"]
+    kind: Literal["vxlan", "ipip", "tun", "wireguard"]
     mtu: int
     mac: MacAddress | None = None
     vxlan: Vxlan | None = None
+    ipip: Ipip | None = None
     tx_checksum: bool | None = None
 
     @property
