@@ -14,6 +14,7 @@ from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.ipip import IpipBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
+from wincey.backends.wireguard import WireguardBackend
 from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import BadLease, UnknownBackend, WinceyError
 from wincey.model.lease import LeaseAttrs
@@ -29,10 +30,11 @@ BACKENDS: dict[str, type[Backend]] = {
         ExtensionBackend,
         AwsVpcBackend,
         IpipBackend,
+        WireguardBackend,
     )
 }
 
-NOT_YET = ("wireguard", "ipsec", "gce", "ali-vpc", "tencent-vpc")
+NOT_YET = ("ipsec", "gce", "ali-vpc", "tencent-vpc")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
