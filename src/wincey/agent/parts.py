@@ -15,11 +15,13 @@ from wincey.agent.statefile import State
 from wincey.backends.base import HostFacts
 from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
 from wincey.backends.extension import OUTPUT, ExtensionBackend
+from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
 from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.state import Changes, Failure, Key, Object, Scope
+from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -70,14 +72,28 @@ async def _routing_daemon(config: NetworkConfig, facts: HostFacts, directory: Pa
     return {ROUTING_DAEMON: routing_daemon(daemon, own=instance == "own", directory=directory)}
 
 
+def _wireguard_driver(directory: Path) -> Driver:
+    from wincey.kernel.wireguard.driver import WireguardDriver  # noqa: PLC0415  # likewise
+
+    return WireguardDriver()
+
+
+async def _wireguard_key(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.kernel.wireguard.ask import ask  # noqa: PLC0415  # likewise
+
+    return await ask()
+
+
 PARTS: tuple[Part, ...] = (
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
+    Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
 )
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
 QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {
     ExtensionBackend.type: _start_commands,
+    WireguardBackend.type: _wireguard_key,
     BgpBackend.type: _routing_daemon,
 }
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""

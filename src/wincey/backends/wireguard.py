@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from base64 import b64decode
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 
@@ -34,7 +34,9 @@ from wincey.model.wireguard import (
 )
 
 PORT, PORT_V6 = 51820, 51821
-OVERHEAD = 80  # outer IPv6 40, UDP 8, WireGuard's header 16, its authentication tag 16: flannel reserves it for IPv4 too
+OVERHEAD = (
+    80  # outer IPv6 40, UDP 8, WireGuard's header 16, its authentication tag 16: flannel reserves it for IPv4 too
+)
 KEEPALIVE = 25  # seconds: what WireGuard's authors suggest for any NAT
 
 _MODES = ("separate", "auto", "ipv4", "ipv6")
@@ -72,7 +74,9 @@ class WireguardBackend:
         self._port = options.integer("ListenPort", PORT, minimum=1, maximum=65535)
         self._port_v6 = options.integer("ListenPortV6", PORT_V6, minimum=1, maximum=65535)
         if self._mode == "separate" and config.enable_ipv4 and config.enable_ipv6 and self._port == self._port_v6:
-            options.wrong("ListenPortV6", f"must not be ListenPort ({self._port}): two devices can't share a port", PORT_V6)
+            options.wrong(
+                "ListenPortV6", f"must not be ListenPort ({self._port}): two devices can't share a port", PORT_V6
+            )
         base = options.integer("MTU", 0, minimum=0, maximum=65535) or host.mtu
         smallest = (1280 if config.enable_ipv6 else 68) + OVERHEAD
         if base < smallest:
@@ -130,9 +134,7 @@ class WireguardBackend:
         return objects
 
     def peer(self, own: LeaseKey, lease: Lease) -> list[Object]:
-        theirs = [
-            subnet for subnet in lease.key.subnets if any(mine.family == subnet.family for mine in own.subnets)
-        ]
+        theirs = [subnet for subnet in lease.key.subnets if any(mine.family == subnet.family for mine in own.subnets)]
         if not theirs:
             return []
         if self._mode != "separate":
@@ -149,7 +151,9 @@ class WireguardBackend:
         endpoint = attrs.public_ip if v4 else attrs.public_ipv6
         if not endpoint:
             raise BadLease(f"lease {lease.key} names no {'PublicIP' if v4 else 'PublicIPv6'}")
-        data = read_data((attrs.backend_data if v4 else attrs.backend_v6_data) or attrs.backend_data or attrs.backend_v6_data)
+        data = read_data(
+            (attrs.backend_data if v4 else attrs.backend_v6_data) or attrs.backend_data or attrs.backend_v6_data
+        )
         public_key = _read_key(data.PublicKey)
         if public_key == self._public_key:
             raise BadLease(
@@ -210,15 +214,13 @@ def _decode_key(text: str) -> bytes | None:
     return key if len(key) == KEY_SIZE else None
 
 
-def _mode(options: BackendOptions, config: NetworkConfig) -> Literal["separate", "auto", "ipv4", "ipv6"]:
-    text = options.text("Mode", "separate").lower()
-    for mode in _MODES:
-        if text == mode:
-            if (mode == "ipv4" and not config.enable_ipv4) or (mode == "ipv6" and not config.enable_ipv6):
-                family = "IPv4" if mode == "ipv4" else "IPv6"
-                options.wrong("Mode", f"hosts publish no {family} address in a network without {family}", "auto")
-            return mode  # type: ignore[return-value]  # one of them, by the comparison
-    options.wrong("Mode", "must be separate, auto, ipv4 or ipv6", "separate")
+def _mode(options: BackendOptions, config: NetworkConfig) -> str:
+    mode = options.text("Mode", "separate").lower()
+    if mode not in _MODES:
+        options.wrong("Mode", f"must be one of {', '.join(_MODES)}", "separate")
+    if (mode == "ipv4" and not config.enable_ipv4) or (mode == "ipv6" and not config.enable_ipv6):
+        options.wrong("Mode", "hosts publish no address of that family, as the network does not have it", "auto")
+    return mode
 
 
 def _psk(options: BackendOptions) -> Secret | None:
