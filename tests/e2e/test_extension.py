@@ -107,7 +107,8 @@ def test_commands_for_a_shell(make_lab):
     text = "\n".join(first.log())
     assert re.search(r"PreStartupCommand ended well after \S+ s, and said: made tunnel", text)
     assert re.search(
-        rf"SubnetAddCommand for {second.gateways[0].network} ended with exit code 2, and said: .*File exists", text
+        rf"extension peer {second.gateways[0].network}: SubnetAddCommand ended with exit code 2, and said: .*File exists",
+        text,
     )
     network = str(second.gateways[0].network)
 

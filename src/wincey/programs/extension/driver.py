@@ -16,7 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
-from wincey.model.command import Command, CommandFailed, CommandNetwork, CommandPeer, Environment
+from wincey.model.command import Command, CommandFailed, CommandNetwork, CommandPeer
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.programs.extension.memory import Added, Memory
 from wincey.programs.extension.running import run
@@ -166,15 +166,14 @@ class CommandDriver:
     async def _run(self, name: str, command: Command | None, item: CommandNetwork | CommandPeer) -> str:
         if command is None:
             return ""
-        data = item.data if isinstance(item, CommandPeer) else ""
-        environment: Environment = item.environment
-        shown = f"{name} for {item.subnet}" if isinstance(item, CommandPeer) else name
+        data, whom = (item.data, item.subnet) if isinstance(item, CommandPeer) else ("", "")
         try:
-            await run(shown, command, environment, place(self._directory), text=data, timeout=item.timeout)
+            where = place(self._directory)
+            await run(name, command, item.environment, where, timeout=item.timeout, text=data, whom=whom)
         except CommandFailed as error:
             return str(error)
         except OSError as error:
-            return f"{shown} can't be run: {error}"
+            return f"{name} can't be run: {error}"
         return ""
 
 

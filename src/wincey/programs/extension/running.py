@@ -26,12 +26,19 @@ _NOT_THEIRS = {*VARIABLES, "FLANNELD_ETCD_PASSWORD", "NOTIFY_SOCKET", "LISTEN_FD
 
 
 async def run(
-    name: str, command: Command, environment: Environment, directory: Path, *, text: str = "", timeout: float
+    name: str,
+    command: Command,
+    environment: Environment,
+    directory: Path,
+    *,
+    timeout: float,
+    text: str = "",
+    whom: str = "",
 ) -> str:
     """Run a command to its end and return its standard output; raises CommandFailed.
 
-    name: its key in the config, for messages. directory: where it runs. text: a line for its standard input.
-    timeout: seconds.
+    name: its key in the config, for messages. directory: where it runs. timeout: seconds. text: a line for its standard
+    input. whom: for whom it runs, told in the log.
     """
     everything = process_environment(os.environ, environment)
     try:
@@ -50,7 +57,9 @@ async def run(
     if code:
         how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
         raise CommandFailed(f"{name} ended with {how}{_quoted(said)}")
-    log.info("%s ended well after %.2f s%s", name, time.monotonic() - begin, _quoted(said))
+    log.info(
+        "%s%s ended well after %.2f s%s", name, f" for {whom}" if whom else "", time.monotonic() - begin, _quoted(said)
+    )
     return printed
 
 
