@@ -115,7 +115,9 @@ class Metadata:
         """One exchange, tried again when there is no answer or the server is out of order; raises NotJoinable."""
         for attempt in range(1, _TRIES + 1):
             try:
-                response = await self._client.request(method, path, headers=self.headers | dict(headers or {}), timeout=5.0)
+                response = await self._client.request(
+                    method, path, headers=self.headers | dict(headers or {}), timeout=5.0
+                )
             except Interrupted as error:
                 reason = str(error)
             except HttpError as error:  # there is no such server: it will not be there half a second later
