@@ -15,11 +15,13 @@ from wincey.agent.statefile import State
 from wincey.backends.base import HostFacts
 from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
 from wincey.backends.extension import OUTPUT, ExtensionBackend
+from wincey.backends.ipsec import IpsecBackend
 from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
 from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
+from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
@@ -84,10 +86,23 @@ async def _wireguard_key(config: NetworkConfig, facts: HostFacts, directory: Pat
     return await ask()
 
 
+def _ipsec_driver(directory: Path) -> Driver:
+    from wincey.programs.strongswan.driver import StrongswanDriver  # noqa: PLC0415  # likewise
+
+    return StrongswanDriver(directory)
+
+
+async def _ipsec_means(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.strongswan.host import choose_esp  # noqa: PLC0415  # likewise
+
+    return {"esp": choose_esp(IpsecBackend(config, facts).esp_choice)}
+
+
 PARTS: tuple[Part, ...] = (
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
     Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
+    Part("ipsec", (IkeDaemon, IpsecPeer, XfrmPolicy), _ipsec_driver),
 )
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
@@ -95,6 +110,7 @@ QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Map
     ExtensionBackend.type: _start_commands,
     WireguardBackend.type: _wireguard_key,
     BgpBackend.type: _routing_daemon,
+    IpsecBackend.type: _ipsec_means,
 }
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 

@@ -12,6 +12,7 @@ from wincey.backends.cloud import CloudBackend
 from wincey.backends.extension import ExtensionBackend
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.ipip import IpipBackend
+from wincey.backends.ipsec import IpsecBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
 from wincey.backends.wireguard import WireguardBackend
@@ -30,11 +31,12 @@ BACKENDS: dict[str, type[Backend]] = {
         ExtensionBackend,
         AwsVpcBackend,
         IpipBackend,
+        IpsecBackend,
         WireguardBackend,
     )
 }
 
-NOT_YET = ("ipsec", "gce", "ali-vpc", "tencent-vpc")
+NOT_YET = ("gce", "ali-vpc", "tencent-vpc")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
