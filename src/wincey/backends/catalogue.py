@@ -8,7 +8,7 @@ from wincey.backends.alloc import AllocBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.bgp import BgpBackend, BgpByPlainRoutes
-from wincey.backends.cloud import CloudBackend
+from wincey.backends.cloud import CloudBackend, Unaided
 from wincey.backends.extension import ExtensionBackend
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.ipip import IpipBackend
@@ -58,7 +58,7 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
     """
     kind = attrs.backend_type or UdpBackend.type
     if issubclass(BACKENDS.get(kind, object), CloudBackend):  # the cloud's own network sees to it
-        return AllocBackend(config, host)
+        return Unaided(config, host, kind)
     if kind == BgpBackend.type:
         return BgpByPlainRoutes(config, msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6))
     if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type, IpipBackend.type}:
@@ -78,4 +78,11 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
 
 def _with(config: NetworkConfig, kind: str, options: BackendOptions, vni: int | None) -> NetworkConfig:
     values = options.values if vni is None else options.values | {"vni": ("VNI", vni)}
-    return msgspec.structs.replace(config, backend_type=kind, backend=BackendOptions(values))
+    # One that carries IPv4 only is still the way to the IPv4 part of a peer that is late with a change to dual stack.
+    v4_only = config.enable_ipv4 and kind in {UdpBackend.type, IpipBackend.type}
+    return msgspec.structs.replace(
+        config,
+        backend_type=kind,
+        backend=BackendOptions(values),
+        enable_ipv6=config.enable_ipv6 and not v4_only,
+    )
