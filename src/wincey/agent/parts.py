@@ -6,12 +6,14 @@ something is remembered in the state file, so that a later run, with whatever co
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from wincey.agent.statefile import State
+from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
 from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
 from wincey.backends.extension import OUTPUT, ExtensionBackend
@@ -19,6 +21,7 @@ from wincey.backends.ipsec import IpsecBackend
 from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
 from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
+from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTable
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
@@ -103,6 +106,7 @@ PARTS: tuple[Part, ...] = (
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
     Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
     Part("ipsec", (IkeDaemon, IpsecPeer, XfrmPolicy), _ipsec_driver),
+    Part("cloud", (CloudTable, CloudForwarding, CloudLease, CloudRoute), _cloud_driver),
 )
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
@@ -111,6 +115,7 @@ QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Map
     WireguardBackend.type: _wireguard_key,
     BgpBackend.type: _routing_daemon,
     IpsecBackend.type: _ipsec_means,
+    AwsVpcBackend.type: _aws_place,
 }
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 

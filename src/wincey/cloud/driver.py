@@ -25,13 +25,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from wincey.cloud.backoff import Backoff
 from wincey.cloud.dialects import Opens, open_dialect
 from wincey.cloud.errors import CloudConflict, CloudError, CloudForeign, CloudThrottled, CloudUnavailable
 from wincey.cloud.memory import Memory
 from wincey.cloud.table import (
     GRACE,
-    CloudHost,
     Dialect,
     Held,
     Hosts,
@@ -240,10 +241,10 @@ class CloudDriver:
         assert self._table
         if self._dialect is None:
             self._dialect = self._opens(self._table)
-        tables = await self._dialect.tables()
         asked = set(self._wanted.values())
-        self._hosts = await self._dialect.hosts(sorted(asked, key=str))
-        self._asked, self._tables, self._routes = asked, tables, by_destination(tables)
+        hosts = await self._dialect.hosts(sorted(asked, key=str))
+        tables = await self._dialect.tables(hosts)
+        self._hosts, self._asked, self._tables, self._routes = hosts, asked, tables, by_destination(tables)
         self._looked = self._now()
         self._ours.update(name for host in self._hosts.values() for name in host.next_hop)
         pause = max(LOOK_EVERY, LOOK_PER_LEASE * len(self._leased)) * self._rng.uniform(0.75, 1.25)
@@ -299,7 +300,7 @@ class CloudDriver:
                 return ""
             reason = await self._attempt("forward", partial(dialect.allow_forwarding, host))
             if not reason:
-                self._hosts = {**self._hosts, item.host: CloudHost(host.next_hop, forwards=True)}
+                self._hosts = {**self._hosts, item.host: msgspec.structs.replace(host, forwards=True)}
             return reason
         for step in steps(self._tables, self._routes.get(item.destination, {}), item.destination, host):
             check_room(self._tables, step)

@@ -72,23 +72,26 @@ class TableRoute(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True):
     """A table and its routes with an IPv4 destination, those outside the cluster network included or not.
 
-    used: how many routes count towards the quota. limit: the quota, None when it is not known.
+    used: how many routes count towards the quota. limit: the quota, None when it is not known; then usual: what it is where
+    nobody had it changed, for a warning only.
     """
 
     name: str
     routes: tuple[TableRoute, ...]
     used: int = 0
     limit: int | None = None
+    usual: int | None = None
 
 
 class CloudHost(msgspec.Struct, frozen=True):
     """A host as the API knows it. next_hop: its names as routes list them, the one to put a route with first.
 
-    forwards: whether it may forward others' packets.
+    forwards: whether it may forward others' packets. place: by what its table is found, where the config names none.
     """
 
     next_hop: tuple[str, ...]
     forwards: bool
+    place: tuple[str, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -116,8 +119,8 @@ class Dialect(Protocol):
         """Find hosts, in few calls; one that is not there is left out. Only hosts in the network (VPC) of the tables, and
         only when the address that the lease publishes is the host's: a lease must not lead packets to another host."""
 
-    async def tables(self) -> Sequence[Table]:
-        """All tables to keep, whole: those that the config names, or those that this cloud has for the host."""
+    async def tables(self, hosts: Hosts) -> Sequence[Table]:
+        """All tables to keep, whole: those that the config names, or those that the cloud has for these hosts."""
 
     async def put(self, step: Step) -> None:
         """Create a route, or replace the old one, in place where the API can. Raises CloudConflict when the table was
@@ -242,9 +245,11 @@ class Patience:
 
 def nearly_full(table: Table) -> str:
     """A warning for a table that is close to its quota, "" for one that is not."""
-    if table.limit is None or table.used < NEARLY_FULL * table.limit:
+    limit = table.limit or table.usual
+    if limit is None or table.used < NEARLY_FULL * limit:
         return ""
-    return f"{table.name} holds {table.used} of the {table.limit} routes of its quota"
+    whose = "its quota is" if table.limit else "its own quota can't be seen, the usual one is"
+    return f"{table.name} holds {table.used} routes and {whose} {limit}: have it raised before more hosts join"
 
 
 class _Ranges:
