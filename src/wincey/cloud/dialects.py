@@ -11,6 +11,9 @@ from wincey.model.cloud import CloudTable
 
 DIALECTS: dict[str, str] = {
     "aws-vpc": "wincey.cloud.aws:AwsDialect",
+    "gce": "wincey.cloud.gce:GceDialect",
+    "tencent-vpc": "wincey.cloud.tencent:TencentDialect",
+    "ali-vpc": "wincey.cloud.ali:AliDialect",
 }
 """By backend type: the module and the class."""
 
