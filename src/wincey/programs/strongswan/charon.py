@@ -94,7 +94,7 @@ charon {{
       ike = 1
       cfg = 0
       dmn = 1
-      net = 1
+      net = 0
       lib = 0
     }}
   }}

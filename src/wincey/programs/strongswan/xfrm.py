@@ -119,7 +119,9 @@ class Xfrm:
     def change(self, put: Sequence[XfrmPolicy], delete: Sequence[XfrmPolicy]) -> Iterator[tuple[XfrmPolicy, Refusal]]:
         """Delete, then put; what the kernel refused. Deleting what is not there is no failure."""
         items = [*delete, *put]
-        requests = [*map(encode_delete, delete), *map(encode_put, put)]
+        # XFRM marks notifications with the port that the request itself names.
+        mark = struct.pack("=I", self._netlink.port)
+        requests = [each[:12] + mark + each[16:] for each in (*map(encode_delete, delete), *map(encode_put, put))]
         for batch in batches(requests):
             for index, refusal in self._netlink.transact(requests[batch.start : batch.stop]).items():
                 at = batch.start + index
