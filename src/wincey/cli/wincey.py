@@ -22,6 +22,7 @@ COMMANDS = {
     "install-cni": "wincey.cli.install_cni:install_cni",
     "docker-plugin": "wincey.cli.docker:docker_plugin",
     "lab": "wincey.cli.lab:lab",
+    "routes": "wincey.cli.routes:routes",
 }
 """Name of a command: where its click command is."""
 
