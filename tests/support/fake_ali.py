@@ -1,7 +1,7 @@
 """A fake of Alibaba Cloud's VPC API (version 2016-04-28) and of its metadata service: no emulator has route tables.
 
 Written from the public API documentation: "Request signatures" of RPC-style APIs, DescribeVpcs, DescribeVRouters,
-DescribeRouteTables, CreateRouteEntry, DeleteRouteEntry, "Instance metadata". It checks what the real service checks: the
+DescribeRouteTables, CreateRouteEntry, DeleteRouteEntry, ECS DescribeInstances, "Instance metadata". It checks what the real service checks: the
 signature over all parameters, the clock, that no nonce comes twice, action and version, duplicates, the quota. As there, a
 new entry is Pending for a while, and the VPC takes no other change until it is Available.
 """
@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -107,6 +108,7 @@ class FakeAli(FakeCloud):
                     "DescribeRouteTables": self._tables,
                     "CreateRouteEntry": self._create,
                     "DeleteRouteEntry": self._delete,
+                    "DescribeInstances": self._instances,
                 }.get(action)
                 if handler is None:
                     raise AliError(404, "InvalidAction.NotFound", "Specified api is not found.")
@@ -135,7 +137,8 @@ class FakeAli(FakeCloud):
         signature = given.pop("Signature", "")
         if given.get("AccessKeyId") != self.key_id:
             raise AliError(404, "InvalidAccessKeyId.NotFound", "Specified access key is not found.")
-        wanted = {"SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "Format": "JSON", "Version": "2016-04-28"}
+        version = "2014-05-26" if given.get("Action") == "DescribeInstances" else "2016-04-28"  # of ECS and of VPC
+        wanted = {"SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "Format": "JSON", "Version": version}
         for name, value in wanted.items():
             if given.get(name) != value:
                 raise AliError(400, "InvalidParameter", f"The parameter {name} is not {value}.")
@@ -190,7 +193,8 @@ class FakeAli(FakeCloud):
             raise AliError(400, "RouterEntryConflict.Duplicated", f"A route entry already exists, CIDR {destination}.")
         if sum(entry["Type"] == "Custom" for entry in self.entries) >= self.quota:
             raise AliError(403, "QuotaExceeded", "Route entry quota exceeded in this route table.")
-        entry = self.insert(destination, query["NextHopId"], Status="Pending")
+        name = query.get("RouteEntryName", "")
+        entry = self.insert(destination, query["NextHopId"], Status="Pending", RouteEntryName=name)
         self._due.append((time.monotonic() + self.settling, entry))
         return {"RouteEntryId": "rte-bp1mnnr2al0naomnp"}
 
@@ -207,6 +211,17 @@ class FakeAli(FakeCloud):
                 self._due.append((time.monotonic() + self.settling, entry))
                 return {}
         raise AliError(400, "InvalidRouteEntry.NotFound", "Route entry not exists.")
+
+    def _instances(self, query: dict[str, str]) -> dict[str, Any]:
+        addresses = json.loads(query["PrivateIpAddresses"])
+        if len(addresses) > 100 or query.get("VpcId", VPC) != VPC:
+            raise AliError(400, "InvalidParameter", "The specified parameter is not valid.")
+        shown = [
+            {"InstanceId": name, "VpcAttributes": {"VpcId": VPC, "PrivateIpAddress": {"IpAddress": [address]}}}
+            for name, address in self.instances.items()
+            if address in addresses
+        ]
+        return {"Instances": {"Instance": shown}, "TotalCount": len(shown), "PageNumber": 1, "PageSize": 100}
 
     def _must_be_still(self, query: dict[str, str]) -> None:
         if query.get("RouteTableId") != TABLE:

@@ -1,6 +1,6 @@
 """A fake of the Compute Engine API (v1) and of its metadata server: no emulator has routes.
 
-Written from the public reference: routes insert, get, list, delete; globalOperations get; instances get; projects get;
+Written from the public reference: routes insert, get, list, delete; globalOperations get; instances get, aggregatedList; projects get;
 "Error messages"; "VM metadata". It checks what the real service checks: the metadata header, the bearer token and its scope,
 permissions, names and URLs, duplicates, quotas. As there, a change is an operation that takes its time, and a route neither
 appears nor goes before the operation is done.
@@ -137,6 +137,7 @@ class FakeGce(FakeCloud):
             ("routes.delete", "DELETE", "global/routes/([^/]+)", self._delete),
             ("globalOperations.get", "GET", "global/operations/([^/]+)", self._operation),
             ("instances.get", "GET", f"zones/{ZONE}/instances/([^/]+)", self._instance),
+            ("instances.list", "GET", "aggregated/instances", self._instances),
             ("projects.get", "GET", "", self._project),
         ]
 
@@ -192,7 +193,9 @@ class FakeGce(FakeCloud):
         def finish() -> dict[str, Any] | None:
             if len(self.table) >= self.quota:
                 return {"code": "QUOTA_EXCEEDED", "message": full}
-            self.insert(name, route["destRange"], **{key: route[key] for key in route if key != "destRange"})
+            self.insert(
+                name, route["destRange"], **{key: route[key] for key in route if key not in {"name", "destRange"}}
+            )
             return None
 
         return self._start("insert", name, finish)
@@ -243,7 +246,26 @@ class FakeGce(FakeCloud):
     def _instance(self, call: Call, name: str) -> dict[str, Any]:
         if name not in self.instances:
             raise GceError(404, "notFound", f"The resource '{call.path[12:]}' was not found")
-        return {"name": name, "canIpForward": self.instances[name].can_ip_forward, "status": "RUNNING"}
+        return self._shown_instance(name)
+
+    def _instances(self, call: Call) -> dict[str, Any]:
+        shown = [self._shown_instance(name) for name in sorted(self.instances)]
+        empty = {"warning": {"code": "NO_RESULTS_ON_PAGE", "message": "There are no results for scope on this page."}}
+        return {
+            "kind": "compute#instanceAggregatedList",
+            "items": {f"zones/{ZONE}": {"instances": shown}, "zones/us-east1-b": empty},
+        }
+
+    def _shown_instance(self, name: str) -> dict[str, Any]:
+        instance = self.instances[name]
+        network = network_url().removesuffix(NETWORK) + instance.network
+        return {
+            "kind": "compute#instance",
+            "name": name,
+            "status": "RUNNING",
+            "canIpForward": instance.can_ip_forward,
+            "networkInterfaces": [{"name": "nic0", "network": network, "networkIP": instance.address}],
+        }
 
     def _project(self, call: Call) -> dict[str, Any]:
         quotas = [

@@ -1,6 +1,6 @@
 """A fake of Tencent Cloud's VPC API (version 2017-03-12) and of its metadata service: no emulator has route tables.
 
-Written from the public API documentation: "Signature v3", DescribeRouteTables, CreateRoutes, DeleteRoutes, ReplaceRoutes,
+Written from the public API documentation: "Signature v3", DescribeRouteTables, CreateRoutes, DeleteRoutes, ReplaceRoutes, DescribeVpcLimits,
 "Error codes", "Querying instance metadata". It checks what the real service checks: the signature over host, content type
 and body, the clock, action, version and region, names and types of parameters, duplicates, the quota. Errors come with
 status 200, as there.
@@ -98,6 +98,7 @@ class FakeTencent(FakeCloud):
                     "CreateRoutes": self._create,
                     "DeleteRoutes": self._delete,
                     "ReplaceRoutes": self._replace,
+                    "DescribeVpcLimits": self._limits,
                 }.get(action)
                 if handler is None:
                     raise TencentError("InvalidAction", f"The action {action} does not exist.")
@@ -213,6 +214,11 @@ class FakeTencent(FakeCloud):
                 raise TencentError("InvalidParameterValue.RouteNextHopInvalid", "There is no such next hop.")
             there.update(wanted)
         return {"OldRouteSet": old, "NewRouteSet": [there for there, _ in found]}
+
+    def _limits(self, body: dict[str, Any]) -> dict[str, Any]:
+        _known(body, {"LimitTypes"})
+        known = {"route-table-max-policies": self.quota, "vpc-max-subnets": 100}
+        return {"VpcLimitSet": [{"LimitType": name, "LimitValue": known[name]} for name in body["LimitTypes"]]}
 
     def _target(self, body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         _known(body, {"RouteTableId", "Routes"})

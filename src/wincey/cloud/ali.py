@@ -1,7 +1,7 @@
 """Alibaba Cloud: custom entries of a VPC's route table, by the RPC API of version 2016-04-28 (compatibility reference, 6.9).
 
 An entry leads to an instance by its id. A new one is Pending for some seconds, one that goes is Modifying, and meanwhile the
-VPC takes no other change: whoever comes then is told so and comes again (IncorrectRouteEntryStatus, TaskConflict). There is no
+VPC takes no other change: whoever comes then is told so (IncorrectRouteEntryStatus, TaskConflict) and waits as for a change of its own. There is no
 call that replaces an entry, so it is deleted, awaited and made anew. The table is the one that the config names, else the
 one that the VPC's router has by itself (type System).
 
@@ -12,6 +12,7 @@ cluster network go, as with every other cloud: a route that somebody made for so
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Sequence
@@ -43,14 +44,19 @@ _POLL_FIRST, _POLL_MOST = 0.2, 2.0
 _PAGE = 50  # the most that DescribeRouteTables shows
 _SOME = 100  # the most addresses that DescribeInstances takes
 
+
+class _Busy(CloudThrottled):
+    """The VPC is about another change, of another host perhaps."""
+
+
 _KINDS: tuple[tuple[str, type[CloudError]], ...] = (
     ("Throttling", CloudThrottled),
-    ("IncorrectRouteEntryStatus", CloudThrottled),
-    ("IncorrectVpcStatus", CloudThrottled),
-    ("IncorrectStatus", CloudThrottled),
-    ("TaskConflict", CloudThrottled),
-    ("OperationConflict", CloudThrottled),
-    ("LastTokenProcessing", CloudThrottled),
+    ("IncorrectRouteEntryStatus", _Busy),
+    ("IncorrectVpcStatus", _Busy),
+    ("IncorrectStatus", _Busy),
+    ("TaskConflict", _Busy),
+    ("OperationConflict", _Busy),
+    ("LastTokenProcessing", _Busy),
     ("SignatureNonceUsed", CloudThrottled),  # sent twice by a connection that broke: a new one has another
     ("QuotaExceeded", CloudFull),
     ("RouterEntryConflict.Duplicated", CloudConflict),
@@ -122,11 +128,12 @@ class AliDialect:
     async def put(self, step: Step) -> None:
         deadline = _now() + _PATIENCE
         if step.old:
-            await self._delete(step.old)
+            await self._delete(step.old, deadline)
             if await self._status(step, step.old.next_hop[0], deadline) != "":
                 raise CloudThrottled(f"{CLOUD} is still deleting the {step.old}")
-        await self._call(
+        await self._change(
             "CreateRouteEntry",
+            deadline,
             RouteTableId=step.table,
             DestinationCidrBlock=str(step.destination),
             NextHopType="Instance",
@@ -138,7 +145,7 @@ class AliDialect:
 
     async def delete(self, route: TableRoute) -> None:
         try:
-            await self._delete(route)
+            await self._delete(route, _now() + _PATIENCE)
         except CloudConflict:  # it is gone, or leads elsewhere by now
             return
 
@@ -149,13 +156,28 @@ class AliDialect:
         await self._vpc_api.close()
         await self._ecs_api.close()
 
-    async def _delete(self, route: TableRoute) -> None:
-        await self._call(
+    async def _delete(self, route: TableRoute, deadline: float) -> None:
+        await self._change(
             "DeleteRouteEntry",
+            deadline,
             RouteTableId=route.table,
             DestinationCidrBlock=str(route.destination),
             NextHopId=route.next_hop[0],
         )
+
+    async def _change(self, action: str, deadline: float, **parameters: str) -> None:
+        """A call that waits its turn."""
+        pause = _POLL_FIRST
+        while True:
+            try:
+                await self._call(action, **parameters)
+            except _Busy:
+                pause = min(_POLL_MOST, 2 * pause)
+                if _now() + pause > deadline:
+                    raise
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)  # noqa: S311  # so that hosts come one by one
+            else:
+                return
 
     async def _status(self, step: Step, instance: str, deadline: float) -> str:
         """Wait until an entry has settled: "Available", or "" when it is gone; its status when the time is over."""
@@ -249,7 +271,7 @@ def _table(document: dict[str, Any]) -> Table:
 
 
 def _route(table: str, document: dict[str, Any]) -> TableRoute | None:
-    """None for what has no IPv4 destination, or is on its way out."""
+    """None for what has no IPv4 destination."""
     try:
         destination = Subnet.parse(document.get("DestinationCidrBlock") or "")
     except BadAddress:
@@ -261,7 +283,7 @@ def _route(table: str, document: dict[str, Any]) -> TableRoute | None:
         table,
         destination,
         (document["InstanceId"],) if custom else (),
-        "pending" if document.get("Status") == "Pending" else "active",
+        "active" if document.get("Status", "Available") == "Available" else "pending",
         marked=str(document.get("RouteEntryName", "")).startswith(_PREFIX),
     )
 
