@@ -92,7 +92,7 @@ class Gce(Cloud):
         }
 
     async def look_around(self, address: str) -> dict[str, str]:
-        return await gce.look_around(address)
+        return await gce.ask_host(address)
 
     def by_hand(self, destination: str, name: str) -> None:
         place = f"projects/{fake_gce.PROJECT}/zones/{fake_gce.ZONE}/instances/{name}"
@@ -126,7 +126,7 @@ class Tencent(Cloud):
         return {"WINCEY_TENCENT_METADATA": metadata, "WINCEY_TENCENT_ENDPOINT": api, **keys}
 
     async def look_around(self, address: str) -> dict[str, str]:
-        return await tencent.look_around()
+        return await tencent.ask_host()
 
     def add(self, name: str, address: str) -> str:
         super().add(name, address)
@@ -168,7 +168,7 @@ class Ali(Cloud):
         }
 
     async def look_around(self, address: str) -> dict[str, str]:
-        return await ali.look_around()
+        return await ali.ask_host()
 
     def by_hand(self, destination: str, name: str) -> None:
         self.fake.insert(destination, name)

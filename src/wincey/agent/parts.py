@@ -13,13 +13,17 @@ from pathlib import Path
 import msgspec
 
 from wincey.agent.statefile import State
+from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
 from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
 from wincey.backends.extension import OUTPUT, ExtensionBackend
+from wincey.backends.gce import GceBackend
 from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.tencentvpc import TencentVpcBackend
 from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
+from wincey.model.address import format_address
 from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTable
 from wincey.model.command import CommandNetwork, CommandPeer
@@ -60,6 +64,24 @@ def _cloud_driver(directory: Path) -> Driver:
 
 async def _aws_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
     from wincey.cloud.aws_metadata import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+async def _gce_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.gce import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host(format_address(facts.local) if facts.local else "")
+
+
+async def _tencent_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.tencent import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+async def _ali_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.ali import ask_host  # noqa: PLC0415  # likewise
 
     return await ask_host()
 
@@ -116,6 +138,9 @@ QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Map
     BgpBackend.type: _routing_daemon,
     IpsecBackend.type: _ipsec_means,
     AwsVpcBackend.type: _aws_place,
+    GceBackend.type: _gce_place,
+    TencentVpcBackend.type: _tencent_place,
+    AliVpcBackend.type: _ali_place,
 }
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
+from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.alloc import AllocBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.bgp import BgpBackend, BgpByPlainRoutes
 from wincey.backends.cloud import CloudBackend, Unaided
 from wincey.backends.extension import ExtensionBackend
+from wincey.backends.gce import GceBackend
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.ipip import IpipBackend
 from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.tencentvpc import TencentVpcBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
 from wincey.backends.wireguard import WireguardBackend
@@ -30,13 +33,14 @@ BACKENDS: dict[str, type[Backend]] = {
         BgpBackend,
         ExtensionBackend,
         AwsVpcBackend,
+        GceBackend,
+        TencentVpcBackend,
+        AliVpcBackend,
         IpipBackend,
         IpsecBackend,
         WireguardBackend,
     )
 }
-
-NOT_YET = ("gce", "ali-vpc", "tencent-vpc")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
@@ -44,8 +48,7 @@ def make(config: NetworkConfig, host: HostFacts) -> Backend:
     backend = BACKENDS.get(config.backend_type)
     if backend is None:
         known = ", ".join(sorted(BACKENDS))
-        why = "is not built yet" if config.backend_type in NOT_YET else "is unknown"
-        raise UnknownBackend(f"Backend.Type {config.backend_type!r} {why}; use one of {known}")
+        raise UnknownBackend(f"Backend.Type {config.backend_type!r} is unknown; use one of {known}")
     return backend(config, host)
 
 

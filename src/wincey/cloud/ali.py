@@ -73,7 +73,7 @@ _KINDS: tuple[tuple[str, type[CloudError]], ...] = (
 )
 
 
-async def look_around() -> dict[str, str]:
+async def ask_host() -> dict[str, str]:
     """What only the instance can tell: `region`, `vpc`, `instance`. Raises NotJoinable.
 
     An instance may be set to answer only who shows a session token first; one that knows no such tokens answers without.

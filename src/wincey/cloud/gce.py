@@ -61,7 +61,7 @@ _REASONS: dict[str, type[CloudError]] = {
 _STATUSES: dict[int, type[CloudError]] = {401: CloudDenied, 403: CloudDenied, 409: CloudConflict, 429: CloudThrottled}
 
 
-async def look_around(own: str) -> dict[str, str]:
+async def ask_host(own: str) -> dict[str, str]:
     """What only the instance can tell: `project`, `network`, and `instance` (zone/name). own: an address of this host's,
     for the interface with it; one that none has means the first interface. Raises NotJoinable."""
     async with metadata() as server:

@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[str, type[CloudError]], ...] = (
 )
 
 
-async def look_around() -> dict[str, str]:
+async def ask_host() -> dict[str, str]:
     """What only the instance can tell: `region` and `vpc`. Raises NotJoinable."""
     async with Metadata(METADATA, "http://metadata.tencentyun.com", CLOUD, {}) as metadata:
         items = "/latest/meta-data"
