@@ -31,6 +31,7 @@ _ANSWER = 20.0  # seconds; with thousands of peers it takes one
 _END = 5.0  # seconds
 _POLL = 0.02
 _LIMIT = 1 << 16
+_LISTENING = "00010000"  # the flag of listening sockets in /proc/net/unix
 
 # The shell is the one that has to be in the new mount namespace.
 _IN_PRIVATE = 'mount --bind "$1" "$2" && exec "$3" "$4"'
@@ -55,7 +56,7 @@ class Userspace:
         if link is None:
             await self._launch(device)
             link = read_link(self._links, device)
-        elif link.kind != "tun" or await self._connect(device) is None:
+        elif link.kind != "tun" or not self._listens(device):
             raise WireguardError(
                 f"device {device} is already there and not wireguard-go's: rename or remove it (`ip link delete {device}`)"
             )
@@ -100,7 +101,7 @@ class Userspace:
 
     async def _ask(self, device: str, request: bytes) -> bytes | None:
         """Send a request and return the whole answer; None when nobody listens."""
-        sock = await self._connect(device)
+        sock = self._connect(device)
         if sock is None:
             return None
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_LIMIT)
@@ -122,7 +123,14 @@ class Userspace:
             writer.close()
         return bytes(answer)
 
-    async def _connect(self, device: str) -> socket.socket | None:
+    def _listens(self, device: str) -> bool:
+        sock = self._connect(device)
+        if sock is None:
+            return False
+        sock.close()
+        return True
+
+    def _connect(self, device: str) -> socket.socket | None:
         path = self._path(device)
         try:
             status = path.stat()
@@ -203,11 +211,14 @@ class Userspace:
 
 
 def _listens_here(device: str) -> bool:
-    """Whether a socket of wireguard-go's name is bound in this network namespace."""
-    name = f"{USUAL_DIRECTORY}/{device}.sock"
+    """Whether a socket of wireguard-go's name listens in this network namespace.
+
+    The far ends of connections bear its name too, and are in the namespace of whoever connects.
+    """
+    end = f" {USUAL_DIRECTORY}/{device}.sock\n"
     # That of this thread: it may be in another namespace than the rest of the process.
     with open("/proc/thread-self/net/unix", encoding="utf-8", errors="replace") as table:
-        return any(line.rstrip("\n").endswith(f" {name}") for line in table)
+        return any(line.endswith(end) and line.split()[3] == _LISTENING for line in table)
 
 
 def _reason(words: str, code: int) -> str:
