@@ -34,6 +34,7 @@ from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
 from wincey.store.open import StoreOptions, open_remote, open_store
 from wincey.store.registry import LeaseStore, Registry
+from wincey.store.remote import RemoteRegistry
 from wincey.tunnel.driver import TunnelDriver
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     drivers: Sequence[Driver] = (*part_drivers(state), TunnelDriver(state.directory), links, SysctlDriver(), rules)
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     registry: LeaseStore | None = None
+    remote: RemoteRegistry | None = None
     tasks: list[asyncio.Task[None]] = []
 
     def on_ready(reason: str | None) -> None:
@@ -93,7 +95,9 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     try:
         me = this_host()
         if options.store.remote:
-            registry = open_remote(options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}")
+            registry = remote = open_remote(
+                options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}"
+            )
         else:
             registry = Registry(await _open_store(options, on_ready, rng), options.prefix)
         network = Network(
@@ -106,7 +110,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
-            ask=HostAsk(state.directory),
+            ask=HostAsk(state.directory, served=lambda: remote is not None and remote.keeps_cloud),
             seat=seat,
         )
         links.watch_hosts(lambda why: network.host_changed())

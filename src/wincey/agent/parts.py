@@ -17,6 +17,7 @@ from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
 from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
+from wincey.backends.cloud import SERVED
 from wincey.backends.extension import OUTPUT, ExtensionBackend
 from wincey.backends.gce import GceBackend
 from wincey.backends.ipsec import IpsecBackend
@@ -145,6 +146,18 @@ QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Map
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
 
 
+async def _aws_server_place() -> Mapping[str, str]:
+    from wincey.cloud.aws_metadata import ask_server  # noqa: PLC0415  # likewise
+
+    return await ask_server()
+
+
+SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {
+    AwsVpcBackend.type: _aws_server_place,
+}
+"""By backend type: what a server has to know that keeps the cloud's route tables for its clients."""
+
+
 class PartDriver:
     """The driver of a part, which is opened once something of its kinds is desired, or an earlier run has left some."""
 
@@ -198,12 +211,15 @@ def part_drivers(state: State) -> list[Driver]:
 
 
 class HostAsk:
-    """Asks the question of the config's backend; see preparation.Ask."""
+    """Asks the question of the config's backend; see preparation.Ask. served: whether our server keeps the cloud's tables."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, served: Callable[[], bool] = lambda: False) -> None:
+        self._directory, self._served = directory, served
 
     async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
         """Raises BadConfig and NotJoinable."""
         question = QUESTIONS.get(config.backend_type)
-        return await question(config, facts, self._directory) if question else {}
+        found = await question(config, facts, self._directory) if question else {}
+        if config.backend_type in SERVER_QUESTIONS and self._served():
+            found = {**found, SERVED: "yes"}
+        return found

@@ -9,7 +9,7 @@ flannel's leases of these backends say neither type nor data; flannel never read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
@@ -24,6 +24,8 @@ from wincey.model.state import Object
 
 INSTANCE = "instance"
 """In HostFacts.found: the host's id or name in the cloud."""
+CLOUD_KEYS = ("AccessKeyID", "AccessKeySecret")
+"""Keys of any backend's that open the cloud to who has them."""
 SERVED = "served"
 """In HostFacts.found: "yes" when our server keeps the table."""
 
@@ -70,8 +72,10 @@ class CloudBackend:
         return attrs.backend_type in {"", self.type}
 
     def local(self, own: LeaseKey) -> list[Object]:
-        if self._host.found.get(SERVED) or own.v4 is None:
+        if own.v4 is None:
             return []
+        if self._host.found.get(SERVED):
+            return [self.table(None)]
         me = HostRef(self._host.found.get(INSTANCE, ""), self._host.local)
         return [self.table(me), CloudForwarding(me), CloudRoute(own.v4, me)]
 
@@ -81,7 +85,7 @@ class CloudBackend:
         return [CloudLease(lease.key.v4, host_of(lease))]
 
     def table(self, own: HostRef | None) -> CloudTable:
-        """Which tables. own: this host, None for a server."""
+        """Which tables. own: this host, None for a server, and for a host whose server keeps them."""
         return CloudTable(
             provider=self.type,
             network=self._network,
@@ -103,14 +107,13 @@ class CloudBackend:
         """Keys out of the config."""
         return {}
 
-    def for_clients(self, leases: Iterable[Lease]) -> list[Object]:
-        """What a server asks for on behalf of all who hold these leases, of this backend or of a flannel that says none."""
-        objects: list[Object] = [self.table(None)]
-        for lease in leases:
-            if lease.key.v4 and self.reaches(lease.attrs):
-                host = host_of(lease)
-                objects += [CloudForwarding(host), CloudRoute(lease.key.v4, host)]
-        return objects
+    def client(self, lease: Lease) -> list[Object]:
+        """What a server asks for on behalf of who holds a lease: of this backend, or of a flannel, whose leases don't say.
+        Raises BadLease."""
+        if lease.key.v4 is None or not self.reaches(lease.attrs):
+            return []
+        host = host_of(lease)
+        return [CloudForwarding(host), CloudRoute(lease.key.v4, host)]
 
 
 def host_of(lease: Lease) -> HostRef:

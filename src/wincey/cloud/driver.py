@@ -33,6 +33,7 @@ from wincey.cloud.errors import CloudConflict, CloudError, CloudForeign, CloudTh
 from wincey.cloud.memory import Memory
 from wincey.cloud.table import (
     GRACE,
+    CloudHost,
     Dialect,
     Held,
     Hosts,
@@ -88,6 +89,7 @@ class CloudDriver:
         self._dialect: Dialect | None = None
         self._backoffs: dict[Key, Backoff] = defaultdict(lambda: Backoff(rng))  # by kind of call, or by object
         self._hosts: Hosts = {}
+        self._known: dict[HostRef, CloudHost] = {}
         self._asked: set[HostRef] = set()
         self._tables: Sequence[Table] = ()
         self._routes: Routes = {}
@@ -113,7 +115,7 @@ class CloudDriver:
                 self._at_once = not desired  # nothing of any kind is wanted: the host is cleaned up
                 return self._leftovers()
             await self._take_in(table, desired)
-            if self._looked is None or self._now() >= self._next_look:
+            if self._wanted and (self._looked is None or self._now() >= self._next_look):
                 await self._attempt("look", self._look)
             self._judge()
             return self._found(desired)
@@ -160,6 +162,8 @@ class CloudDriver:
                     "the config names %s no more: routes to this host may be left there, delete them by hand",
                     ", ".join(sorted(dropped)),
                 )
+            if table.own is None:
+                self._memory.forget()  # the routes are the server's to keep
             self._table, self._looked = table, None
             self._backoffs.clear()
         self._left = None
@@ -243,7 +247,9 @@ class CloudDriver:
             self._dialect = self._opens(self._table)
         asked = set(self._wanted.values())
         hosts = await self._dialect.hosts(sorted(asked, key=str))
-        tables = await self._dialect.tables(hosts)
+        # Those that are gone have left routes in the tables that theirs were.
+        self._known.update(hosts)
+        tables = await self._dialect.tables(self._known)
         self._hosts, self._asked, self._tables, self._routes = hosts, asked, tables, by_destination(tables)
         self._looked = self._now()
         self._ours.update(name for host in self._hosts.values() for name in host.next_hop)
@@ -342,7 +348,7 @@ class CloudDriver:
     def _leftovers(self) -> dict[Key, Object]:
         """Where our route may be left; a server has none of its own."""
         table = self._table or self._memory.load()
-        if table is None or table.own is None:
+        if table is None or (table.own is None and self._looked is None):
             return {}
         if self._left is None:
             self._left = self._now()
@@ -352,17 +358,18 @@ class CloudDriver:
         """Delete what leads to this host. In a running network only after a while: peers have to learn of another way first."""
         if self._left is None:
             self._left = self._now()
-        if table.own is None:
-            self._table = None
-            return []
         if not self._at_once and self._now() - self._left < self._grace:
             return []
         if self._table is None:
             self._table = table
-        self._wanted, self._leased = {table.key: table.own}, {}
+        self._leased = {}
+        if table.own:
+            self._wanted = {table.key: table.own}
         reason = await self._look_now()
         if not reason:
-            names = {*_names(table.own), *(name for host in self._hosts.values() for name in host.next_hop)}
+            names = self._ours
+            if table.own:
+                names = {*_names(table.own), *(name for host in self._hosts.values() for name in host.next_hop)}
             networks = (*self._networks, table.network)
             for route in stale(self._tables, Held((), names, networks), blackholes=False):
                 reason = reason or await self._remove(route)

@@ -30,7 +30,7 @@ class HostRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class CloudTable(Object, frozen=True):
-    """Which tables, by which cloud's API. own: this host, None on a server.
+    """Which tables, by which cloud's API. own: this host; None on a server, and on a host whose server keeps the tables.
 
     provider: the backend type. network: the cluster network. tables: as the config names them, () to have them found.
     settings: what else the dialect has to know, such as the region. secrets: keys out of the config: neither shown nor
