@@ -42,6 +42,7 @@ class Vici:
         """The process that listens: charon."""
         self._reader, self._writer = reader, writer
         self._event, self._on_end = event, ended
+        self._open = True
         self._lock = asyncio.Lock()
         self._answer: asyncio.Future[Reply] | None = None
         self._stream: tuple[str, list[Message]] = ("", [])
@@ -61,8 +62,8 @@ class Vici:
 
     @property
     def alive(self) -> bool:
-        """Whether charon has not ended the connection."""
-        return not self._task.done()
+        """Whether neither side has ended the connection."""
+        return self._open
 
     async def command(self, name: str, message: Message | None = None) -> Message:
         """Run a command; raises ViciError when charon says that it failed."""
@@ -127,6 +128,7 @@ class Vici:
         except (OSError, ValueError):
             pass  # cut off, or no charon: an end all the same
         finally:
+            self._open = False
             if self._answer and not self._answer.done():
                 self._answer.set_exception(ViciError("charon has ended"))
             self._writer.close()
