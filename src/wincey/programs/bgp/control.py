@@ -19,6 +19,10 @@ class ControlError(WinceyError):
     """A routing daemon does not answer, or refuses what it is told; the text has its own words."""
 
 
+class Ended(ControlError):
+    """A routing daemon ended while it was asked."""
+
+
 class _Protocol(asyncio.StreamReaderProtocol):
     """A stream that tells its end at once, without anybody reading."""
 
@@ -56,14 +60,21 @@ class Control:
         try:
             async with asyncio.timeout(_ANSWER):
                 transport, _ = await loop.create_unix_connection(lambda: protocol, str(path))
-                self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
-                await self._greet()
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except TimeoutError:
-            raise ControlError(f"the control socket {path} does not answer") from None
+            raise ControlError(f"the control socket {path} does not accept connections") from None
         except OSError as error:
             raise ControlError(f"the control socket {path}: {error.strerror or error}") from None
+        self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+        try:
+            await self._greet()
+        except Ended:  # by the time that we were there
+            await self.close()
+            return False
+        except BaseException:
+            await self.close()
+            raise
         return True
 
     async def close(self) -> None:
@@ -83,6 +94,9 @@ class Control:
 
     def _fail(self, why: str) -> ControlError:
         return ControlError(f"{self._name} {why}")
+
+    def _end(self) -> Ended:
+        return Ended(f"{self._name} has ended")
 
 
 class BirdControl(Control):
@@ -120,9 +134,11 @@ class BirdControl(Control):
                         lines.append(text[1:])
         except TimeoutError:
             raise self._fail(f"did not answer within {_ANSWER:.0f} s") from None
-        except (OSError, ValueError) as error:
-            raise self._fail(f"broke off: {error}") from None
-        raise self._fail("has ended")
+        except OSError:
+            raise self._end() from None
+        except ValueError:
+            raise self._fail("gives an endless answer") from None
+        raise self._end()
 
 
 class VtyControl(Control):
@@ -159,8 +175,10 @@ class VtyControl(Control):
                 status = await self._reader.readexactly(1)
         except TimeoutError:
             raise self._fail(f"did not answer within {_ANSWER:.0f} s") from None
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError) as error:
-            raise self._fail(f"broke off: {error}") from None
+        except (asyncio.IncompleteReadError, OSError):
+            raise self._end() from None
+        except asyncio.LimitOverrunError:
+            raise self._fail("gives an endless answer") from None
         return status[0], text[:-3].decode(errors="replace")
 
 

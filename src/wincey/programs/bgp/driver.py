@@ -57,6 +57,8 @@ class BgpDriver:
                     found = await self._running(applied, wanted)
                 except (WinceyError, OSError) as error:
                     log.warning("%s: %s", applied.speaker, error)
+                    if wanted is None:
+                        found[_SPEAKER] = applied.speaker
             if isinstance(wanted, BgpSpeaker):
                 expected = {key: item for key, item in desired.items() if isinstance(item, (BgpSession, BgpRoute))}
                 await self._look(expected, applied, wanted)
@@ -135,7 +137,6 @@ class BgpDriver:
             self._room.remember(wanted)
         else:
             # Before the start, so that a crash from here on leaves nothing that is not known as ours.
-            self._room.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._room.remember(wanted)
             log.info("starting the %s", speaker)
             await instance.start(wanted, again=bool(learned_routes([rule.network for rule in speaker.accepted])))

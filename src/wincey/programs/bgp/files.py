@@ -43,11 +43,11 @@ class Room:
 
     def remember(self, applied: Applied) -> None:
         """Write what is configured now; raises OSError."""
+        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._write("state.json", msgspec.json.encode(applied), 0o600)
 
     def make(self, user: str) -> None:
-        """Make the directories, the inner one for this user where there is one; raises OSError."""
-        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Make the inner directory, for this user where there is one; raises OSError."""
         self.run.mkdir(mode=0o750, exist_ok=True)
         uid, gid = ids(user)
         os.chown(self.run, uid, gid)

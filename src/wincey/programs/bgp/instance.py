@@ -6,6 +6,8 @@ knows its own by nothing but the program's number: beside one of the same kind n
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -24,13 +26,10 @@ from wincey.programs.bgp.launch import (
     find_bird,
     find_frr,
     launch,
-    lives_here,
+    rival,
     taken,
 )
 from wincey.programs.bgp.session import Session
-
-HOST_BIRD = "/run/bird/bird.ctl"
-HOST_ZEBRA = "/run/frr/zserv.api"
 
 
 class Instance(Protocol):
@@ -85,9 +84,9 @@ class Bird:
         program = find_bird()
         if program is None:
             raise LaunchError("bird is not installed (Debian package bird2)")
-        if lives_here(HOST_BIRD):
+        if other := rival("bird", str(self._room.run)):
             raise LaunchError(
-                "this host runs a BIRD of its own, and two would delete each other's routes: set Backend.Instance to"
+                f"this host runs a BIRD already (process {other}), and two would delete each other's routes: set Backend.Instance to"
                 ' "host", stop the other one, or set Backend.Daemon to "frr"'
             )
         _check_port(wanted.speaker)
@@ -170,13 +169,15 @@ class Frr:
         paths = {program: find_frr(program) for program in self._programs}
         if missing := [program for program, path in paths.items() if path is None]:
             raise LaunchError(f"FRR's {' and '.join(missing)} can't be found in {', '.join(FRR_PLACES)} (package frr)")
-        # A bgpd that is alive when another is not may have been told something else.
-        await self._leave("bgpd")
+        # A bgpd that is alive when another is not may have been told something else. And zebra, told of bgpd's end, would
+        # soon delete the routes: one that is killed leaves them, and the next one keeps them for a while.
+        await self.close()
+        await end(self._room.run / "zebra.pid", str(self._room.run), by=signal.SIGKILL)
         await end(self._room.run / "bgpd.pid", str(self._room.run))
         dead = [program for program in self._programs if not await self._connected(program)]
-        if "zebra" in dead and lives_here(HOST_ZEBRA):
+        if other := rival("zebra", str(self._room.run)):
             raise LaunchError(
-                "this host runs an FRR of its own, and two would delete each other's routes: stop it, or set"
+                f"this host runs an FRR already (zebra is process {other}), and two would delete each other's routes: stop it, or set"
                 ' Backend.Daemon to "bird"'
             )
         _check_port(wanted.speaker)
@@ -214,7 +215,7 @@ class Frr:
 
     async def configure(self, before: Applied | None, wanted: Applied) -> None:
         if before is None or before.speaker != wanted.speaker:
-            # The neighbours keep the routes, and zebra keeps the kernel's, until a new bgpd has told its own.
+            # The neighbours and the kernel keep the routes until a new bgpd has told its own.
             await self.start(wanted, again=True)
             return
         old = {peer.address: peer for peer in before.peers}
@@ -227,9 +228,9 @@ class Frr:
         return frr.sessions(await (await self._reach("bgpd")).ask("show bgp summary json"))
 
     async def stop(self, applied: Applied) -> None:
-        if control := await self._connected("bgpd"):
+        with contextlib.suppress(ControlError):
             # Neighbours would keep the routes of one that just disappears.
-            await control.configure([f"router bgp {applied.speaker.asn}", "bgp shutdown"])
+            await (await self._reach("bgpd")).configure([f"router bgp {applied.speaker.asn}", "bgp shutdown"])
         await self.close()
         for program in reversed(("zebra", "bfdd", "bgpd")):
             await end(self._room.run / f"{program}.pid", str(self._room.run))

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ FRR_PLACES = ("/usr/lib/frr", "/usr/libexec/frr", "/usr/lib64/frr", "/usr/local/
 _START = 15.0  # seconds
 _STOP = 10.0
 _POLL = 0.05
-_UCRED = struct.Struct("=iII")
 
 
 class LaunchError(WinceyError):
@@ -78,13 +76,13 @@ async def appears(path: Path, program: str, log: Path) -> None:
     raise LaunchError(f"{program} did not open {path.name} within {_START:.0f} s{_last_words(log)}")
 
 
-async def end(pidfile: Path, mark: str) -> None:
+async def end(pidfile: Path, mark: str, *, by: signal.Signals = signal.SIGTERM) -> None:
     """End the daemon that a pid file names, if its command line has `mark` in it; raises LaunchError."""
     pid = running(pidfile, mark)
     if pid is None:
         return
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, by)
         for _ in range(int(_STOP / _POLL)):
             if running(pidfile, mark, pid) is None:
                 return
@@ -120,16 +118,16 @@ def taken(addresses: Iterable[Address], port: int) -> Address | None:
     return None
 
 
-def lives_here(path: str) -> bool:
-    """Whether a program of this network namespace listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-            pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
-        except OSError:
-            return False
+def rival(program: str, mark: str) -> int | None:
+    """The pid of a program of this name in this network namespace whose command line has no `mark` in it."""
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    for process in [Path("/proc", name) for name in os.listdir("/proc") if name.isdigit()]:
+        with contextlib.suppress(OSError):  # gone since
+            if (process / "comm").read_text().strip() == program and (process / "ns/net").stat().st_ino == here:
+                command = (process / "cmdline").read_bytes()
+                if command and mark.encode() not in command:
+                    return int(process.name)
+    return None
 
 
 def _last_words(log: Path) -> str:

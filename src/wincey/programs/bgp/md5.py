@@ -7,7 +7,7 @@ from pathlib import Path
 _COUNTERS = ("TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure")
 
 
-def rejected(path: Path = Path("/proc/self/net/netstat")) -> int:
+def rejected(path: Path = Path("/proc/thread-self/net/netstat")) -> int:
     """Packets dropped so far in this network namespace; 0 where the kernel does not count them."""
     try:
         lines = path.read_text().splitlines()
