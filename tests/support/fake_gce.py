@@ -15,6 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
+
+from google.auth import jwt
+from google.auth.exceptions import GoogleAuthError
 
 from support.fake_cloud import Answer, Call, FakeCloud, json_answer
 
@@ -59,6 +63,7 @@ class FakeGce(FakeCloud):
 
     instances: by name. denied: IAM permissions that the service account lacks. scopes: its instance's. quota: routes that
     the project may have; late_quota: told by the operation and not by the call. operation_time: seconds a change takes.
+    account, account_certificate, token_uri: of a service account outside, whose key signs for tokens.
     """
 
     def __init__(self, *, quota: int = 100, operation_time: float = 0.1) -> None:
@@ -69,6 +74,7 @@ class FakeGce(FakeCloud):
         self.scopes = ["https://www.googleapis.com/auth/compute"]
         self.table: dict[str, dict[str, Any]] = {}
         self.tokens: set[str] = set()
+        self.account = self.account_certificate = self.token_uri = ""
         self.operations: dict[str, Operation] = {}
         self._ids = itertools.count(1)
         self.insert(
@@ -106,6 +112,8 @@ class FakeGce(FakeCloud):
     def answer(self, call: Call) -> Answer:
         if call.path.startswith("/computeMetadata/"):
             return self._metadata(call)
+        if (call.method, call.path) == ("POST", "/token"):
+            return self._token(call)
         try:
             with self.lock:
                 self._settle()
@@ -159,12 +167,27 @@ class FakeGce(FakeCloud):
         if path == "instance/network-interfaces/" and call.query.get("recursive") == "true":
             return json_answer(200, [interface], **{"Metadata-Flavor": "Google"})
         if path == "instance/service-accounts/default/token":
-            with self.lock:
-                token = f"ya29.{len(self.tokens)}-{next(self._ids)}"
-                self.tokens.add(token)
-            document = {"access_token": token, "expires_in": 3599, "token_type": "Bearer"}
-            return json_answer(200, document, **{"Metadata-Flavor": "Google"})
+            return self._new_token()
         return items.get(path, Answer(404, b""))
+
+    def _token(self, call: Call) -> Answer:
+        """The exchange of a signed assertion for a token (RFC 7523)."""
+        form = dict(parse_qsl(call.body.decode()))
+        try:
+            assert form["grant_type"] == "urn:ietf:params:oauth:grant-type:jwt-bearer"
+            claims = jwt.decode(form["assertion"], certs=self.account_certificate, audience=self.token_uri)
+            assert claims["iss"] == self.account
+            assert claims["scope"] == "https://www.googleapis.com/auth/compute"
+        except (AssertionError, KeyError, ValueError, GoogleAuthError) as error:
+            return json_answer(400, {"error": "invalid_grant", "error_description": str(error)})
+        return self._new_token()
+
+    def _new_token(self) -> Answer:
+        with self.lock:
+            token = f"ya29.{next(self._ids)}"
+            self.tokens.add(token)
+        document = {"access_token": token, "expires_in": 3599, "token_type": "Bearer"}
+        return json_answer(200, document, **{"Metadata-Flavor": "Google"})
 
     def _authenticate(self, call: Call) -> None:
         kind, _, token = call.headers.get("authorization", "").partition(" ")

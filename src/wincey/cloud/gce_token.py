@@ -103,7 +103,7 @@ async def _by_key_file(path: Path) -> _Answer:
 
 def _assertion(account: Mapping[str, Any], now: int) -> str:
     try:
-        from google.auth import crypt, jwt  # noqa: PLC0415  # an extra, and 30 ms that an instance's own token does not cost
+        from google.auth import crypt, jwt  # noqa: PLC0415  # an extra, and 20 MB that an instance's own token does not cost
     except ImportError:
         raise CloudNotInstalled(
             f"{KEY_FILE} is set, and service account keys need google-auth: pip install 'wincey[gce]', or unset it to use"
