@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from support.keys import delete, lease_key, wait_until
+from support.keys import delete, lease_key, put, wait_until
 from support.mtu import mtu_is_right
 from support.traffic import ContinuousPing, transfer
 from wincey.lab.node import own_flanneld
+from wincey.lab.plan import PREFIX
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "extension"
 FLAGS = "--iface={iface} --subnet-file={subnet_file} --store={store} --etcd-prefix={etcd_prefix}"
@@ -49,7 +50,7 @@ def test_sample(make_lab, tmp_path, sample):
     first, second, third = lab.hosts
     a, b, c = lab.containers
     assert lab.ping(patience=5).unreachable == []
-    sent, received = transfer(a, b, megabytes=40 if sample == "wireguard" else 200)
+    sent, received = transfer(a, b, megabytes=30 if sample == "wireguard" else 100)
     assert sent == received
 
     ping = ContinuousPing(a, b, tmp_path)
@@ -119,6 +120,26 @@ def test_commands_for_a_shell(make_lab):
     assert network in first.exec(["ip", "route"]).stdout
     first.start_daemon()
     wait_until(lambda: network not in first.exec(["ip", "route"]).stdout)
+
+
+def test_a_change_to_another_backend_and_back(make_lab):
+    lab = make_lab(config=json.dumps({"Network": "10.50.0.0/16", "Backend": SHELL}), hosts=2)
+    assert lab.ping(patience=5).unreachable == []
+    for backend, there, gone in (({"Type": "vxlan"}, "flannel.1", "tunnel"), (SHELL, "tunnel", "flannel.1")):
+        put(lab, f"{PREFIX}/config", json.dumps({"Network": "10.50.0.0/16", "Backend": backend}))
+        for host in lab.hosts:
+            wait_until(lambda host=host, device=there: device in host.exec(["ip", "link"]).stdout)
+            wait_until(lambda host=host, device=gone: device not in host.exec(["ip", "link"]).stdout)
+        assert lab.ping(patience=20).unreachable == []
+
+
+def test_dual_stack(make_lab):
+    lab = make_lab("extension", families=(4, 6))
+    first, second = lab.hosts
+    assert lab.ping(patience=5).unreachable == []
+    second.stop_daemon()
+    delete(lab, lease_key(second))
+    wait_until(lambda: "via" not in first.exec(["ip", "route"]).stdout + first.exec(["ip", "-6", "route"]).stdout)
 
 
 def test_a_failing_start_command_ends_the_start(make_lab):

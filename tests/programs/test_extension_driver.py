@@ -177,6 +177,38 @@ async def test_a_removal_that_goes_on_failing_is_given_up(host, caplog):
     assert host.told() == []
 
 
+async def test_a_changed_command_runs_for_what_is_there(host):
+    host.peer(2, "x")
+    await host.audit()
+    host.peer(2, "x", add="true;")
+    host.told()
+    assert await host.audit() == []
+    assert host.told() == ["remove 10.3.2.0 x", "add 10.3.2.0 x"]
+    host.network(after=f"rm {host.there}/*")
+    assert await host.audit() == []
+    assert host.told() == ["start", "add 10.3.2.0 x"]
+
+
+async def test_another_shutdown_is_remembered_without_any_command(host):
+    host.network(after="true", shutdown="true")
+    await host.audit()
+    host.told()
+    host.network(after="true", shutdown="echo other;")
+    assert await host.audit() == []
+    assert host.told() == []
+    host.desired.clear()
+    assert await host.audit() == []
+    assert host.told() == ["shutdown"]
+
+
+async def test_a_shutdown_that_goes_on_failing_is_given_up(host, caplog):
+    host.network(after="true", shutdown="exit 1")
+    await host.audit()
+    host.desired.clear()
+    assert [len(await host.audit()) for _ in range(4)] == [1, 1, 0, 0]
+    assert "extension backend: ShutdownCommand ended with exit code 1; given up after 3 attempts" in caplog.text
+
+
 async def test_peers_wait_for_a_start_that_fails(host):
     host.network(after="echo not yet; exit 1")
     host.peer(2)

@@ -48,8 +48,6 @@ class CommandDriver:
             network = self._started if wanted else memory.network
             if network:
                 found[network.key] = network
-            if wanted and wanted.starts and not wanted.starts_like(self._started):
-                memory.doubt()
             for added in memory.peers.values():
                 if added.there or added.peer.key not in desired:
                     found[added.peer.key] = added.peer
@@ -60,14 +58,19 @@ class CommandDriver:
         memory = self._memory
         async with self._lock:
             leaving = [memory.peers[item.subnet] for item in _peers(changes.delete) if item.subnet in memory.peers]
-            coming = [item for item in _peers(changes.put) if not self._is_there(item)]
+            put = _peers(changes.put)
+            networks = [item for item in changes.put if isinstance(item, CommandNetwork)]
+            if any(item.starts and not item.starts_like(self._started) for item in networks):
+                memory.doubt()
+                named = {item.subnet for item in (*put, *_peers(changes.delete))}
+                put += [added.peer for subnet, added in memory.peers.items() if subnet not in named]
+            coming = [item for item in put if not self._is_there(item)]
             for added in leaving:
                 added.there, added.unclear = False, True
             for peer in coming:
                 self._begin(peer)
-            for item in changes.put:
-                if isinstance(item, CommandNetwork):
-                    memory.network, memory.shutdowns = item, 0
+            for network in networks:
+                memory.network, memory.shutdowns = network, 0
             memory.save()
             try:
                 return [failure async for failure in self._work(changes, leaving, coming)]
