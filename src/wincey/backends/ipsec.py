@@ -24,6 +24,9 @@ PROPOSAL = "aes128gcm16-sha256-prfsha256-ecp256"
 OVERHEAD = 77  # flannel's: outer IPv4 20, ESP 8, IV up to 16, padding up to 17, ICV up to 16
 OVERHEAD_UDP = 8
 SHORTEST_PSK = 96
+USER_MTU = 1400
+"""What charon reads at once from its device for user-space ESP, whatever MTU that has: longer packets it cuts off."""
+
 
 _ANYWHERE = Subnet(bytes(4), 0)
 
@@ -102,7 +105,8 @@ class IpsecBackend:
 
     @property
     def mtu(self) -> int:
-        return self._host.mtu - OVERHEAD - (OVERHEAD_UDP if self._encap else 0)
+        most = self._host.mtu - OVERHEAD - (OVERHEAD_UDP if self._encap else 0)
+        return min(most, USER_MTU) if self._terms.esp == "user" else most
 
     def attrs(self) -> LeaseAttrs:
         return public_attrs(self._host, self._config, self.type)
