@@ -125,9 +125,7 @@ class Network:
 
     def forwards(self, instance: str) -> bool:
         eni = self.interface(instance)["NetworkInterfaceId"]
-        shown = self.aws.admin.describe_network_interface_attribute(
-            NetworkInterfaceId=eni, Attribute="sourceDestCheck"
-        )
+        shown = self.aws.admin.describe_network_interface_attribute(NetworkInterfaceId=eni, Attribute="sourceDestCheck")
         return not shown["SourceDestCheck"]["Value"]
 
     def routes(self, table: str | None = None) -> dict[str, str]:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from wincey.cloud.errors import CloudConflict, CloudDenied, CloudError, CloudNotInstalled
-from wincey.cloud.table import CloudHost, Hosts, Step, Table, TableRoute
+from wincey.cloud.table import NEARLY_FULL, CloudHost, Hosts, Step, Table, TableRoute
 from wincey.model.address import Subnet, format_address
 from wincey.model.cloud import CloudTable, HostRef
 from wincey.model.errors import BadAddress
@@ -71,14 +71,17 @@ class AwsDialect:
         return found
 
     async def tables(self, hosts: Hosts) -> Sequence[Table]:
-        """Those of RouteTableID; else those that the hosts' subnets are associated with, or the main one of their VPC."""
+        """Those of RouteTableID; else those that the hosts' subnets are associated with, or the main one of their VPC. So hosts
+        of several subnets reach each other (flannel's need a list in RouteTableID for it)."""
         if self._table.tables:
             names = list(self._table.tables)
             listed = await self._describe_tables(f"route table {', '.join(names)}", RouteTableIds=names)
             self._vpc = listed[0]["VpcId"] if listed else ""
         else:
-            listed = await self._tables_of({host.place for host in hosts.values()})
-        limit = await self._quota()
+            own = hosts.get(self._table.own) if self._table.own else None
+            places = {host.place for host in hosts.values()}
+            listed = await self._tables_of({place for place in places if own is None or place[1] == own.place[1]})
+        limit = await self._quota(max((len(table["Routes"]) for table in listed), default=0))
         return [_read_table(table, limit) for table in listed]
 
     async def put(self, step: Step) -> None:
@@ -172,10 +175,11 @@ class AwsDialect:
             listed += answer["RouteTables"]
         return listed
 
-    async def _quota(self) -> int | None:
-        """Routes that a table may hold, None where we may not see it."""
+    async def _quota(self, used: int) -> int | None:
+        """Routes that a table may hold, None where we may not see it. Asked again when it matters: it may have been raised."""
         now = time.monotonic()
-        if self._limit_asked is None or now - self._limit_asked > _QUOTA_AGAIN:
+        close = self._limit is not None and used >= NEARLY_FULL * self._limit
+        if self._limit_asked is None or close or now - self._limit_asked > _QUOTA_AGAIN:
             self._limit_asked = now
             try:
                 answer = await self._call("get_service_quota", "servicequotas:GetServiceQuota", "*", **_QUOTA)

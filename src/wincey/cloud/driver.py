@@ -5,13 +5,15 @@ The reconciler audits each minute and whenever something may have changed; the A
 - when the daemon starts, and before anything is put or deleted,
 - a minute after something was put, to see whether it lasted (rule 5 of wincey.cloud.table),
 - when a stale route has been stale for long enough,
+- some time after another host has joined,
 - and slowly for ever: each 5 minutes, or 3 seconds for each lease where that is longer, a quarter more or less by chance. So
   a cluster of any size makes about one look in 3 seconds, or fewer: a small part of what the clouds allow an account.
 
 In between an audit is answered out of the last look. A look is two calls, tables and hosts; nothing is called per peer.
 
 After a failure that kind of call rests for a while (wincey.cloud.backoff), after throttling or without an answer every kind.
-The reconciler is told the same reason meanwhile, once for all objects that have it.
+The reconciler is told the same reason meanwhile, and nothing is called. What is put, deleted and refused is logged here, each
+refusal once however many objects it concerns: the objects are `watched`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from wincey.cloud.table import (
     Hosts,
     Patience,
     Routes,
+    Step,
     Table,
     TableRoute,
     by_destination,
@@ -87,7 +90,9 @@ class CloudDriver:
         self._patience = Patience(self._grace)
         self._table: CloudTable | None = None
         self._dialect: Dialect | None = None
-        self._backoffs: dict[Key, Backoff] = defaultdict(lambda: Backoff(rng))  # by kind of call, or by object
+        self._backoffs: dict[Key, Backoff] = defaultdict(lambda: Backoff(rng))
+        """By kind of call and table; by host; by object."""
+        self._rest: Backoff | None = None  # the one that all calls wait for
         self._hosts: Hosts = {}
         self._known: dict[HostRef, CloudHost] = {}
         self._asked: set[HostRef] = set()
@@ -98,12 +103,13 @@ class CloudDriver:
         self._current = True
         self._ripe: list[TableRoute] = []
         self._wanted: dict[Key, HostRef] = {}  # routes and forwarding
-        self._leased: dict[Key, Subnet] = {}  # routes and leases
+        self._peers: dict[Key, HostRef] = {}  # leases of others
+        self._leased: dict[Key, Subnet] = {}  # all leases, those of the routes included
         self._ours: set[str] = set()
         self._networks: tuple[Subnet, ...] = ()
         self._at_once = False
         self._left: float | None = None  # when it was first seen that no table is wanted any more
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # tables that are nearly full
         self._lock = asyncio.Lock()
 
     async def observe(self, desired: Mapping[Key, Object], scope: Scope) -> dict[Key, Object]:
@@ -121,7 +127,7 @@ class CloudDriver:
             return self._found(desired)
 
     async def apply(self, changes: Changes) -> Sequence[Failure]:
-        """See kernel.driver.Driver. One failure for each reason, however many objects have it."""
+        """See kernel.driver.Driver."""
         async with self._lock:
             leaving = next((item for item in changes.delete if isinstance(item, CloudTable)), None)
             if leaving:
@@ -131,17 +137,9 @@ class CloudDriver:
             for item in changes.put:
                 self._note(item)
             self._judge()
-            failures: dict[str, list[Object]] = {}
-            for item, work in [
-                *((item, self._delete) for item in changes.delete),
-                *((item, self._put) for item in changes.put),
-            ]:
-                if reason := await work(item):
-                    failures.setdefault(reason, []).append(item)
-        return [
-            Failure(items[0], reason if len(items) == 1 else f"{reason} ({len(items) - 1} more like it)")
-            for reason, items in failures.items()
-        ]
+            failures = [Failure(item, reason) for item in changes.delete if (reason := await self._delete(item))]
+            failures += [Failure(item, reason) for item in changes.put if (reason := await self._put(item))]
+        return failures
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """A cloud tells nothing: the tables are looked at now and then."""
@@ -166,10 +164,11 @@ class CloudDriver:
                 self._memory.forget()  # the routes are the server's to keep
             self._table, self._looked = table, None
             self._backoffs.clear()
+            self._rest = None
         self._left = None
         if table.network not in self._networks:
             self._networks = (*self._networks, table.network)
-        self._wanted, self._leased = {}, {}
+        self._wanted, self._peers, self._leased = {}, {}, {}
         for item in desired.values():
             self._note(item)
 
@@ -177,12 +176,18 @@ class CloudDriver:
         if isinstance(item, CloudRoute | CloudLease):
             self._leased[item.key] = item.destination
             self._ours.update(_names(item.host))
+        if isinstance(item, CloudLease):
+            self._peers[item.key] = item.host
+            if item.host not in self._asked:  # its routes may take a table that no host has used before
+                spread = max(LOOK_AGAIN, LOOK_PER_LEASE * len(self._leased))
+                self._next_look = min(self._next_look, self._now() + self._rng.uniform(0, spread))
         if isinstance(item, CloudRoute | CloudForwarding):
             self._wanted[item.key] = item.host
 
     def _forget(self, item: Object) -> None:
         self._leased.pop(item.key, None)
         self._wanted.pop(item.key, None)
+        self._peers.pop(item.key, None)
         self._backoffs.pop(item.key, None)
 
     def _judge(self) -> None:
@@ -202,7 +207,7 @@ class CloudDriver:
                     found[key] = item
             elif self._looked is not None and isinstance(item, CloudRoute):
                 routes = self._routes.get(item.destination, {})
-                if self._is_there(item, routes):
+                if self._is_there(item):
                     found[key] = item
                 elif routes:
                     found[key] = _as_object(next(iter(routes.values())))
@@ -210,57 +215,60 @@ class CloudDriver:
             found[(CloudRoute.tag, route.destination)] = _as_object(route)
         return found
 
-    def _is_there(self, item: CloudRoute, routes: Mapping[str, TableRoute]) -> bool:
+    def _is_there(self, item: CloudRoute) -> bool:
         host = self._hosts.get(item.host)
         try:
-            return host is not None and not steps(self._tables, routes, item.destination, host)
+            return host is not None and not self._steps(item, host)
         except CloudForeign:
             return False
 
     # Calls.
 
-    async def _attempt(self, kind: str, call: Callable[[], Awaitable[None]]) -> str:
-        """Do it unless that kind of call rests; returns why it is not done, "" if it is. Raises CloudConflict."""
-        everything, own = self._backoffs[("all",)], self._backoffs[(kind,)]
-        for backoff in (everything, own):
+    async def _attempt(self, kind: str, call: Callable[[], Awaitable[None]], table: str = "") -> str:
+        """Do it unless that kind of call (on that table) rests; returns why it is not done, "" if it is. Raises CloudConflict
+        where it is a kind that writes."""
+        own = self._backoffs[(kind, table)]
+        for backoff in (self._rest or own, own):
             if backoff.waiting(self._now()):
                 return backoff.reason
+        self._rest = None
         try:
             # A call that takes longer ends by itself, in a thread perhaps.
             async with asyncio.timeout(DEADLINE):
                 await call()
         except (CloudThrottled, CloudUnavailable) as error:
-            return everything.failed(str(error), self._now())
+            self._rest = own
+            return own.failed(str(error), self._now())
         except CloudError as error:
             if isinstance(error, CloudConflict) and kind in _WRITES:
                 raise
             return own.failed(str(error), self._now())
         except TimeoutError:
-            return everything.failed(f"{self._table}: no answer in {DEADLINE:.0f} s", self._now())
-        if everything.worked() or own.worked():
-            log.info("%s: works again (%s)", self._table, kind)
+            self._rest = own
+            return own.failed(f"{self._table}: no answer in {DEADLINE:.0f} s", self._now())
+        own.worked(f"{self._table}: {kind}")
         return ""
 
     async def _look(self) -> None:
         assert self._table
         if self._dialect is None:
             self._dialect = self._opens(self._table)
-        asked = set(self._wanted.values())
+        asked = {*self._wanted.values(), *self._peers.values()}
         hosts = await self._dialect.hosts(sorted(asked, key=str))
         # Those that are gone have left routes in the tables that theirs were.
         self._known.update(hosts)
         tables = await self._dialect.tables(self._known)
         self._hosts, self._asked, self._tables, self._routes = hosts, asked, tables, by_destination(tables)
         self._looked = self._now()
-        self._ours.update(name for host in self._hosts.values() for name in host.next_hop)
+        self._ours.update(name for host in hosts.values() for name in host.next_hop)
         pause = max(LOOK_EVERY, LOOK_PER_LEASE * len(self._leased)) * self._rng.uniform(0.75, 1.25)
         if any(route.state == "pending" for routes in self._routes.values() for route in routes.values()):
             pause = LOOK_AGAIN
         self._next_look = self._looked + pause
-        warnings = {warning for table in tables if (warning := nearly_full(table))}
-        for warning in sorted(warnings - self._told):
-            log.warning("%s", warning)
-        self._told = warnings
+        warnings = {table.name: warning for table in tables if (warning := nearly_full(table))}
+        for name in warnings.keys() - self._told:
+            log.warning("%s", warnings[name])
+        self._told = set(warnings)
 
     async def _look_now(self) -> str:
         """Have a look that is good enough to act on; returns why there is none."""
@@ -275,9 +283,9 @@ class CloudDriver:
         """Returns why it can't be done, "" if it is. What concerns this object alone holds up no other."""
         if not isinstance(item, CloudRoute | CloudForwarding):
             return ""
-        own = self._backoffs[item.key]
-        if own.waiting(self._now()):
-            return own.reason
+        for own in (self._backoffs[item.key], self._backoffs[("host", item.host)]):
+            if own.waiting(self._now()):
+                return own.reason
         try:
             try:
                 reason = await self._make(item)
@@ -285,55 +293,88 @@ class CloudDriver:
                 self._looked = None
                 reason = await self._make(item)
         except CloudError as error:
-            return own.failed(str(error), self._now())
+            return self._backoffs[item.key].failed(str(error), self._now())
         if not reason:
-            own.worked()
+            self._backoffs[item.key].worked(str(item))
         return reason
 
     async def _make(self, item: CloudRoute | CloudForwarding) -> str:
         assert self._table
+        if self._looked is not None and (reason := self._resting(item)):
+            return reason
         if reason := await self._look_now():
             return reason
         assert self._dialect
         dialect, host = self._dialect, self._hosts.get(item.host)
+        own = self._backoffs[("host", item.host)]
         if host is None:
-            raise CloudError(
+            return own.failed(
                 f"{self._table.provider} has no instance {item.host} in the network of the tables, or the address that the"
-                " host's lease publishes is not that instance's"
+                " host's lease publishes is not that instance's",
+                self._now(),
             )
+        own.worked(f"{self._table}: {item.host}")
         if isinstance(item, CloudForwarding):
             if host.forwards:
                 return ""
             reason = await self._attempt("forward", partial(dialect.allow_forwarding, host))
             if not reason:
+                log.info("done: %s", item)
                 self._hosts = {**self._hosts, item.host: msgspec.structs.replace(host, forwards=True)}
             return reason
-        for step in steps(self._tables, self._routes.get(item.destination, {}), item.destination, host):
+        reasons = [await self._take(step) for step in self._steps(item, host)]
+        return next(filter(None, reasons), "")
+
+    async def _take(self, step: Step) -> str:
+        """Put a route; returns why not."""
+        assert self._table
+        self._memory.save(self._table)
+
+        async def put() -> None:
+            assert self._dialect
             check_room(self._tables, step)
-            self._memory.save(self._table)
-            kind = "create" if step.old is None else "replace"
-            if reason := await self._attempt(kind, partial(dialect.put, step)):
-                return reason
+            await self._dialect.put(step)
+
+        reason = await self._attempt(_kind(step), put, step.table)
+        if not reason:
+            new = TableRoute(step.table, step.destination, step.host.next_hop)
+            log.info("put: %s" + (", instead of %s" if step.old else ""), *([new, step.old] if step.old else [new]))
             self._tables = put_into(self._tables, step)
             self._routes = by_destination(self._tables)
             self._next_look = min(self._next_look, self._now() + LOOK_AGAIN)
-        return ""
+        return reason
+
+    def _resting(self, item: CloudRoute | CloudForwarding) -> str:
+        """Why all that it takes, by the last look, is not to be called now."""
+        host = self._hosts.get(item.host)
+        if host is None:
+            return ""
+        if isinstance(item, CloudForwarding):
+            kinds = [("forward", "")]
+        else:
+            kinds = [(_kind(step), step.table) for step in self._steps(item, host)]
+        backoffs = [self._backoffs[kind] for kind in kinds]
+        return backoffs[0].reason if backoffs and all(each.waiting(self._now()) for each in backoffs) else ""
+
+    def _steps(self, item: CloudRoute, host: CloudHost) -> list[Step]:
+        return steps(self._tables, self._routes.get(item.destination, {}), item.destination, host)
 
     async def _delete(self, item: Object) -> str:
         """Only what is ripe: a route that is not wanted any more goes when it has been stale for long enough."""
-        if not isinstance(item, CloudRoute) or not any(r.destination == item.destination for r in self._ripe):
+        ripe = [each for each in self._ripe if isinstance(item, CloudRoute) and each.destination == item.destination]
+        if not ripe:
             return ""
+        if (backoff := self._backoffs[("delete", ripe[0].table)]).waiting(self._now()):
+            return backoff.reason
         if reason := await self._look_now():
             return reason
-        for route in [route for route in self._ripe if route.destination == item.destination]:
-            if reason := await self._remove(route):
-                return reason
-        return ""
+        reasons = [await self._remove(each) for each in ripe if each in self._ripe]
+        return next(filter(None, reasons), "")
 
     async def _remove(self, route: TableRoute) -> str:
         assert self._dialect
         try:
-            reason = await self._attempt("delete", partial(self._dialect.delete, route))
+            reason = await self._attempt("delete", partial(self._dialect.delete, route), route.table)
         except CloudConflict:  # it is not as it was listed: another host has put it
             self._looked = None
             return ""
@@ -362,7 +403,7 @@ class CloudDriver:
             return []
         if self._table is None:
             self._table = table
-        self._leased = {}
+        self._leased, self._peers = {}, {}
         if table.own:
             self._wanted = {table.key: table.own}
         reason = await self._look_now()
@@ -388,6 +429,10 @@ class CloudDriver:
 
 def _names(host: HostRef) -> set[str]:
     return {name for name in (host.instance, format_address(host.address) if host.address else "") if name}
+
+
+def _kind(step: Step) -> str:
+    return "create" if step.old is None else "replace"
 
 
 def _as_object(route: TableRoute) -> CloudRoute:

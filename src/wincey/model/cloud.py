@@ -37,6 +37,7 @@ class CloudTable(Object, frozen=True):
     written anywhere.
     """
 
+    watched: ClassVar[bool] = True  # the driver tells of it
     tag: ClassVar[str] = "cloud-table"
     provider: str
     network: Subnet
@@ -58,6 +59,7 @@ class CloudTable(Object, frozen=True):
 class CloudRoute(Object, frozen=True, gc=False):
     """In each of the tables: what is for `destination` goes to `host`."""
 
+    watched: ClassVar[bool] = True  # the driver tells of it
     tag: ClassVar[str] = "cloud-route"
     destination: Subnet
     host: HostRef
@@ -73,6 +75,7 @@ class CloudRoute(Object, frozen=True, gc=False):
 class CloudForwarding(Object, frozen=True, gc=False):
     """The cloud lets `host` forward packets that are not from or to the host's own addresses."""
 
+    watched: ClassVar[bool] = True  # the driver tells of it
     tag: ClassVar[str] = "cloud-forwarding"
     host: HostRef
 
@@ -87,6 +90,7 @@ class CloudForwarding(Object, frozen=True, gc=False):
 class CloudLease(Object, frozen=True, gc=False):
     """`destination` is leased to `host`, whose own daemon sees to the route."""
 
+    watched: ClassVar[bool] = True  # the driver tells of it
     tag: ClassVar[str] = "cloud-lease"
     destination: Subnet
     host: HostRef
