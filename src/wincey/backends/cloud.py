@@ -22,6 +22,8 @@ from wincey.model.errors import BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object
 
+TABLES = "RouteTableID"
+"""The config's key for route tables, where a cloud has several."""
 INSTANCE = "instance"
 """In HostFacts.found: the host's id or name in the cloud."""
 CLOUD_KEYS = ("AccessKeyID", "AccessKeySecret")
@@ -114,6 +116,15 @@ class CloudBackend:
             return []
         host = host_of(lease)
         return [CloudForwarding(host), CloudRoute(lease.key.v4, host)]
+
+
+def named_tables(config: NetworkConfig, example: str) -> tuple[str, ...]:
+    """The tables of the config's `RouteTableID`: one, a list, or none; raises BadConfig."""
+    given = config.backend.raw(TABLES)
+    names = [given] if isinstance(given, str) else given or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        config.backend.wrong(TABLES, "must be the id of a route table, or a list of ids", example)
+    return tuple(dict.fromkeys(names))
 
 
 def host_of(lease: Lease) -> HostRef:

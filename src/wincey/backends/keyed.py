@@ -6,26 +6,25 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from wincey.backends.base import HostFacts
-from wincey.backends.cloud import CloudBackend
+from wincey.backends.cloud import TABLES, CloudBackend, named_tables
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig
 
-_TABLES, _KEYS = "RouteTableID", ("AccessKeyID", "AccessKeySecret")
+_KEYS = ("AccessKeyID", "AccessKeySecret")
 
 
 class KeyedBackend(CloudBackend):
-    """Keys: `AccessKeyID` and `AccessKeySecret`, both or none; `RouteTableID`, one or a list, where it is not the usual table."""
+    """Keys: `AccessKeyID` and `AccessKeySecret`, both or none; `RouteTableID`, one or a list, where it is not the usual table.
 
-    keys: ClassVar[tuple[str, ...]] = (*_KEYS, _TABLES)
+    example: a route table's id.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = (*_KEYS, TABLES)
     example: ClassVar[str]
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         super().__init__(config, host)
-        given = config.backend.raw(_TABLES)
-        names = [given] if isinstance(given, str) else given or []
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            config.backend.wrong(_TABLES, "must be the id of a route table, or a list of ids", self.example)
-        self._tables = tuple(dict.fromkeys(names))
+        self._tables = named_tables(config, self.example)
         found = {key: config.backend.raw(key) for key in _KEYS}
         for key, value in found.items():
             if not isinstance(value, str | None):  # said without the value, which may be the secret
