@@ -36,7 +36,7 @@ def sessions(host, kind):
         lines = host.exec(["birdc", "-s", f"{run}/bird.ctl", "show", "protocols"]).stdout.splitlines()
         return {line.split()[0]: line.split()[4] for line in lines if line.endswith("Established   ")}
     answer = host.exec(["vtysh", "--vty_socket", str(run), "-c", "show bgp ipv4 unicast summary json"]).stdout
-    peers = json.loads(answer).get("peers", {})
+    peers = json.loads(answer or "{}").get("peers", {})
     return {
         "wincey_" + name.replace(".", "_"): peer["connectionsEstablished"]
         for name, peer in peers.items()

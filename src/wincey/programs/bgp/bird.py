@@ -51,7 +51,7 @@ def _own(speaker: BgpSpeaker, log: str) -> Iterator[str]:
     yield f'log "{log}" {{ info, remote, warning, error, auth, fatal, bug }};'
     yield f"router id {format_address(speaker.router_id)};"
     # A neighbour that never comes back must not keep our own subnet from being announced for long.
-    yield "graceful restart wait 15;"
+    yield "graceful restart wait 10;"
     yield "protocol device wincey_device { scan time 10; }"
     if speaker.bfd:
         yield "protocol bfd wincey_bfd { }"

@@ -15,7 +15,7 @@ from wincey.model.state import Key, Object
 from wincey.programs.bgp.learned import is_link_local
 from wincey.programs.bgp.session import Session
 
-PATIENCE = 15.0
+PATIENCE = 10.0
 """Seconds that a session has for coming up, and a route for coming or going."""
 
 _UNKNOWN = Session("not known to the routing daemon")

@@ -175,7 +175,8 @@ class BgpDriver:
         now = time.monotonic()
         hint = partial(_hint, speaker, self._rejected)
         self._findings = self._check.judge(expected, learned_routes(networks), sessions, now, hint)
-        if self._check.pending(now):
+        pending = self._check.pending(now)
+        if pending:
             self._look_again()
         new = [item for key, item in self._findings.items() if item.told and key not in self._told]
         for finding in new[:_SHOWN]:
@@ -187,16 +188,16 @@ class BgpDriver:
             if key in expected:
                 log.info("%s: in order now", item)
         self._told |= {finding.object.key: finding.object for finding in new}
-        if not self._findings and not self._check.pending(now):
+        if not self._findings and not pending:
             self._rejected = rejected()
 
     def _look_again(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._patience + 0.5, self._due)
+            self._timer = asyncio.get_running_loop().call_later(self._patience / 3 + 0.1, self._due)
 
     def _due(self) -> None:
         self._timer = None
-        self._changed("BGP has had its time")
+        self._changed("BGP has had some time")
 
 
 def _kind(speaker: BgpSpeaker) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def config(speaker: BgpSpeaker, peers: Iterable[BgpPeer], log: str) -> str:
         " bgp graceful-restart",
         " bgp graceful-restart preserve-fw-state",
         f" bgp graceful-restart restart-time {RESTART_TIME}",
-        " bgp graceful-restart select-defer-time 15",
+        # We announce one subnet, whatever the neighbours tell: there is nothing to wait for.
+        " bgp graceful-restart select-defer-time 2",
     ]
     for subnet in speaker.subnets:
         version = 4 if subnet.bits == 32 else 6
