@@ -64,6 +64,7 @@ async def test_a_route_as_flannel_makes_it(at):
 
 async def test_metadata(at):
     assert await gce.ask_host("10.99.0.1") == {"project": PROJECT, "network": NETWORK, "instance": f"{ZONE}/h1"}
+    assert await gce.ask_server() == {"project": PROJECT, "network": NETWORK}
 
 
 async def test_no_metadata_server(monkeypatch):

@@ -20,7 +20,7 @@ async def open_on(monkeypatch):
     """Makes a fake with an instance h1, and opens a dialect on it."""
     opened = []
 
-    def make(cloud, dialect, settings, tables=(), secrets=()):
+    def make(cloud, dialect, settings, tables=(), secrets=(), own=H1):
         cloud.add("h1", "10.99.0.1")
         metadata, api = cloud.fake.listen(instance="h1"), cloud.fake.listen()
         for variable, value in cloud.environment(metadata, api).items():
@@ -31,7 +31,7 @@ async def open_on(monkeypatch):
             tables=tables,
             settings=settings,
             secrets=secrets,
-            own=H1,
+            own=own,
         )
         opened.append((cloud, dialect(table)))
         return opened[-1]
@@ -169,6 +169,7 @@ async def test_ali_metadata(on_ali, hardened):
     cloud, _ = on_ali()
     cloud.fake.hardened = hardened
     assert await ali.ask_host() == {"region": fake_ali.REGION, "vpc": fake_ali.VPC, "instance": "h1"}
+    assert await ali.ask_server() == {"region": fake_ali.REGION, "vpc": fake_ali.VPC}
 
 
 async def test_ali_metadata_that_is_another_clouds(on_ali):
@@ -209,12 +210,21 @@ async def test_ali_deletes_only_what_leads_where_it_was_seen_to(on_ali):
     assert cloud.routes() == {str(SUBNET): "h1"}
 
 
-async def test_ali_hosts_are_who_they_say(on_ali):
-    cloud, dialect = on_ali()
+async def test_ali_hosts_are_who_they_say_to_a_server(on_ali):
+    cloud, dialect = on_ali(own=None)
     cloud.add("h2", "10.99.0.2")
     by_address, liar = HostRef("", parse_address("10.99.0.2")), HostRef("h1", parse_address("10.99.0.3"))
     found = await dialect.hosts([H1, by_address, liar])
     assert {host: known.next_hop for host, known in found.items()} == {H1: ("h1",), by_address: ("h2",)}
+
+
+async def test_ali_a_host_asks_for_no_more_than_its_own_rights_allow(on_ali):
+    cloud, dialect = on_ali()
+    found = await dialect.hosts(
+        [H1, HostRef("h2", parse_address("10.99.0.2")), HostRef("", parse_address("10.99.0.3"))]
+    )
+    assert {host.instance: known.next_hop for host, known in found.items()} == {"h1": ("h1",), "h2": ("h2",)}
+    assert cloud.fake.actions == []
 
 
 async def test_ali_tables(on_ali):

@@ -60,6 +60,10 @@ class Cloud:
         """Somebody makes a route to an instance."""
         raise NotImplementedError
 
+    def to_a_gateway(self, destination: str) -> None:
+        """Somebody makes a route to what is no instance."""
+        raise NotImplementedError
+
     def throttle(self, action: str, times: int = 1) -> None:
         raise NotImplementedError
 
@@ -79,7 +83,7 @@ class Cloud:
 class Gce(Cloud):
     backend, writes, look = GceBackend, ("routes.create", "routes.delete"), "routes.list"
     denial = "compute.routes.create"
-    settling = 0.1
+    settling = 0.05
 
     def __init__(self) -> None:
         self.fake = FakeGce(operation_time=self.settling)
@@ -99,6 +103,9 @@ class Gce(Cloud):
         self.fake.insert(
             f"by-hand-{len(self.fake.table)}", destination, nextHopInstance=f"https://x/compute/v1/{place}"
         )
+
+    def to_a_gateway(self, destination: str) -> None:
+        self.fake.insert(f"by-hand-{len(self.fake.table)}", destination, nextHopGateway="https://x/global/gateways/g")
 
     def foreign(self) -> list[str]:
         return sorted(str(route) for name, route in self.fake.table.items() if not name.startswith("flannel-"))
@@ -135,6 +142,9 @@ class Tencent(Cloud):
     def by_hand(self, destination: str, name: str) -> None:
         self.fake.insert(fake_tencent.TABLE, destination, "NORMAL_CVM", self.fake.instances[name])
 
+    def to_a_gateway(self, destination: str) -> None:
+        self.fake.insert(fake_tencent.TABLE, destination, "NAT", "nat-1")
+
     def foreign(self) -> list[str]:
         return sorted(str(each) for each in self.fake.tables[fake_tencent.TABLE] if not each["RouteDescription"])
 
@@ -152,7 +162,7 @@ class Tencent(Cloud):
 class Ali(Cloud):
     backend, writes, look = AliVpcBackend, ("CreateRouteEntry", "DeleteRouteEntry"), "DescribeRouteTables"
     denial, secret = "vpc:CreateRouteEntry", "ali-secret-key"
-    settling = 0.1
+    settling = 0.05
 
     def __init__(self) -> None:
         self.fake = FakeAli(key_secret=self.secret, settling=self.settling)
@@ -172,6 +182,9 @@ class Ali(Cloud):
 
     def by_hand(self, destination: str, name: str) -> None:
         self.fake.insert(destination, name)
+
+    def to_a_gateway(self, destination: str) -> None:
+        self.fake.insert(destination, "ngw-1", NextHopType="NatGateway")
 
     def foreign(self) -> list[str]:
         return sorted(str(each) for each in self.fake.entries if not each["RouteEntryName"])

@@ -152,8 +152,29 @@ async def _aws_server_place() -> Mapping[str, str]:
     return await ask_server()
 
 
+async def _gce_server_place() -> Mapping[str, str]:
+    from wincey.cloud.gce import ask_server  # noqa: PLC0415  # likewise
+
+    return await ask_server()
+
+
+async def _tencent_server_place() -> Mapping[str, str]:
+    from wincey.cloud.tencent import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+async def _ali_server_place() -> Mapping[str, str]:
+    from wincey.cloud.ali import ask_server  # noqa: PLC0415  # likewise
+
+    return await ask_server()
+
+
 SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {
     AwsVpcBackend.type: _aws_server_place,
+    GceBackend.type: _gce_server_place,
+    TencentVpcBackend.type: _tencent_server_place,
+    AliVpcBackend.type: _ali_server_place,
 }
 """By backend type: what a server has to know that keeps the cloud's route tables for its clients."""
 

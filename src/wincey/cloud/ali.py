@@ -90,6 +90,11 @@ async def ask_host() -> dict[str, str]:
         }
 
 
+async def ask_server() -> dict[str, str]:
+    """The same for a server that keeps the table for others: `region`, `vpc`. Raises NotJoinable."""
+    return {name: value for name, value in (await ask_host()).items() if name != "instance"}
+
+
 class AliDialect:
     """See wincey.cloud.table.Dialect. settings: `region`, `vpc`."""
 
@@ -103,9 +108,12 @@ class AliDialect:
         self._ecs_api = Rest(ECS_ENDPOINT, "https://ecs.aliyuncs.com", CLOUD)
 
     async def hosts(self, wanted: Sequence[HostRef]) -> Hosts:
-        """This host is known by its own metadata server. Others, which a server sees to, are asked for by address."""
-        found = {host: CloudHost((host.instance,), forwards=True) for host in wanted if host == self._table.own}
-        others = {format_address(host.address): host for host in wanted if host.address and host not in found}
+        """A host that keeps its own route is known by its own metadata server, and takes the others' leases at their word:
+        it puts nothing for them. A server asks, by address."""
+        if self._table.own:
+            return {host: CloudHost((host.instance,), forwards=True) for host in wanted if host.instance}
+        found: dict[HostRef, CloudHost] = {}
+        others = {format_address(host.address): host for host in wanted if host.address}
         addresses = list(others)
         for start in range(0, len(addresses), _SOME):
             some = addresses[start : start + _SOME]

@@ -78,6 +78,11 @@ async def ask_host(own: str) -> dict[str, str]:
     return {"project": project, "network": _last(interface.network), "instance": f"{zone}/{name}"}
 
 
+async def ask_server() -> dict[str, str]:
+    """The same for a server that keeps the routes for others: `project`, `network`. Raises NotJoinable."""
+    return {name: value for name, value in (await ask_host("")).items() if name != "instance"}
+
+
 def route_name(destination: Subnet) -> str:
     """As flannel names the route of a lease."""
     return _PREFIX + str(destination).replace(".", "-").replace("/", "-")

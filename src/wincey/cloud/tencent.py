@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[str, type[CloudError]], ...] = (
 
 
 async def ask_host() -> dict[str, str]:
-    """What only the instance can tell: `region` and `vpc`. Raises NotJoinable."""
+    """What only the instance can tell, of a host or of a server: `region` and `vpc`. Raises NotJoinable."""
     async with Metadata(METADATA, "http://metadata.tencentyun.com", CLOUD, {}) as metadata:
         items = "/latest/meta-data"
         mac = await metadata.text(f"{items}/mac")
