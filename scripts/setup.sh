@@ -11,7 +11,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 purpose=${1:?usage: scripts/setup.sh demo|check|test}
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/lib/cni
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/lib/cni:/usr/lib/ipsec
 here=$(pwd -P)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -24,6 +24,7 @@ demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
 test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
                bird:bird2 vtysh:frr runc:runc host-local:containernetworking-plugins
+               charon:strongswan-charon swanctl:strongswan-swanctl swanctl:libstrongswan-standard-plugins lookip:libcharon-extra-plugins
                wireguard-go:wireguard-go wg:wireguard-tools
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
                qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod"

@@ -43,6 +43,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
         ' [ -z "$IPV6SUBNET" ] || ip route replace "$IPV6SUBNET" via "$PUBLIC_IPV6"',
         "SubnetRemoveCommand": 'for subnet in $SUBNET $IPV6SUBNET; do ip route del "$subnet"; done',
     },
+    "ipsec": {"PSK": "known-to-everybody-and-good-for-a-lab-alone." * 3},
 }
 """Keys without which a backend does not connect the hosts."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")

@@ -7,6 +7,7 @@ socket. All of its files lie in the network's own directory, and it reads nothin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -27,8 +28,9 @@ SOCKET, CONFIGURATION, LOG = "charon.vici", "charon.conf", "charon.log"
 DIRECTORIES = ("/usr/lib/strongswan", "/usr/lib/ipsec", "/usr/libexec/strongswan", "/usr/libexec/ipsec")
 """Where distributions have charon, besides PATH."""
 
-PACKAGES = "on Debian: apt-get install strongswan-charon libstrongswan-standard-plugins libstrongswan-extra-plugins"
+PACKAGES = "on Debian: apt-get install strongswan-charon strongswan-swanctl libstrongswan-standard-plugins"
 USER_PACKAGE = "libcharon-extra-plugins"
+_PLUGIN_DIRECTORIES = (*DIRECTORIES, "/usr/lib64/strongswan", "/usr/lib64/ipsec")
 
 _START = 30.0  # seconds; a tenth of one on an idle machine
 _END = 10.0  # seconds for saying goodbye to the peers
@@ -47,18 +49,21 @@ class CharonError(WinceyError):
 
 
 def find_charon() -> str:
-    """The path of the program; raises CharonError."""
+    """The path of the program; raises CharonError when it, or what we speak to it by, is missing."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *DIRECTORIES))
     found = shutil.which("charon", path=path)
     if not found:
         raise CharonError(f"the ipsec backend needs strongSwan's charon, which is not installed ({PACKAGES})")
+    if not has_plugin(found, "vici"):
+        raise CharonError(f"the ipsec backend needs charon's plugin vici, which is not installed ({PACKAGES})")
     return found
 
 
-def has_user_esp(charon: str) -> bool:
-    """Whether the plugin for user-space ESP lies where this charon's plugins do."""
-    places = {Path(charon).parent / "plugins", *(Path(each) / "plugins" for each in DIRECTORIES)}
-    return any((place / "libstrongswan-kernel-libipsec.so").exists() for place in places)
+def has_plugin(charon: str, name: str) -> bool:
+    """Whether a plugin lies where charon's do. Where none do they are part of the program, and it is taken to have all."""
+    places = [Path(charon).parent / "plugins", *(Path(each) / "plugins" for each in _PLUGIN_DIRECTORIES)]
+    there = [place for place in places if place.is_dir()]
+    return not there or any((place / f"libstrongswan-{name}.so").exists() for place in there)
 
 
 def configuration(directory: Path, esp: str) -> str:
@@ -120,15 +125,20 @@ async def start(directory: Path, esp: str) -> None:
         sys.executable,
         *("-P", "-m", "wincey.programs.strongswan.launcher", charon, str(conf), str(directory)),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "LD_", "PATH"))},
         start_new_session=True,
     )
-    _, words = await process.communicate()
+    pid, words = await process.communicate()
     if process.returncode:
         raise CharonError(f"charon did not start: {words.decode(errors='replace').strip().rpartition(chr(10))[2]}")
-    await _listens(directory)
+    try:
+        await _listens(directory)
+    except CharonError:
+        with contextlib.suppress(ProcessLookupError):  # nobody could ever talk to it
+            os.kill(int(pid), signal.SIGKILL)
+        raise
 
 
 async def _listens(directory: Path) -> None:

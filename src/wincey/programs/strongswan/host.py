@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from wincey.model.errors import NotJoinable
-from wincey.programs.strongswan.charon import USER_PACKAGE, CharonError, find_charon, has_user_esp
+from wincey.programs.strongswan.charon import USER_PACKAGE, CharonError, find_charon, has_plugin
 from wincey.programs.strongswan.xfrm import kernel_has_esp
 
 
@@ -20,7 +20,7 @@ def choose_esp(wish: str) -> Literal["kernel", "user"]:
     lack = "this kernel has no ESP with AES-GCM (modprobe esp4; needs CAP_NET_ADMIN)"
     if wish == "kernel":
         raise NotJoinable(f'{lack}, which the config asks for: set "ESP" in its Backend to "auto" or "user"')
-    if not has_user_esp(charon):
+    if not has_plugin(charon, "kernel-libipsec"):
         missing = f"charon's plugin kernel-libipsec for ESP in user space is not installed (Debian: {USER_PACKAGE})"
         raise NotJoinable(missing if wish == "user" else f"{lack}, and {missing}")
     return "user"

@@ -4,7 +4,7 @@ charon's pid file has a fixed place, of which a machine has one. So charon gets 
 which only our directory is still what it was; what is mounted and unmounted outside goes on being seen, so that charon keeps
 nothing busy. Where that is not permitted it takes the machine's /run, and is the only charon there.
 
-The process that was started ends at once, and charon lives on as nobody's child. Small on purpose: it is run at each start.
+The process that was started tells charon's pid and ends at once, and charon lives on as nobody's child. Small on purpose: it is run at each start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def main() -> None:
     charon, configuration, directory = sys.argv[1:]
     with suppress(OSError):
         _own_run(os.path.realpath(PID_DIRECTORY), os.path.realpath(directory))
-    if os.fork():
+    if pid := os.fork():
+        os.write(1, b"%d" % pid)
         os._exit(0)
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
