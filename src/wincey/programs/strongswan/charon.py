@@ -207,4 +207,6 @@ def _check_ports() -> None:
                         f"UDP port {port} is in use, perhaps by another IKE daemon: stop that one"
                         " (on Debian: systemctl disable --now strongswan-starter strongswan)"
                     ) from None
-                raise CharonError(f"UDP port {port} can't be used: {error.strerror}") from None
+                raise CharonError(
+                    f"UDP port {port} can't be used ({error.strerror}): charon needs CAP_NET_BIND_SERVICE for it"
+                ) from None
