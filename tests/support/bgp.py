@@ -5,6 +5,8 @@ import shlex
 from contextlib import suppress
 
 from wincey.lab.node import own_flanneld
+from wincey.model.address import parse_address
+from wincey.programs.bgp import bird
 
 FRR = "/usr/lib/frr"
 
@@ -35,11 +37,12 @@ def sessions(host, kind):
     if kind == "bird":
         lines = host.exec(["birdc", "-s", f"{run}/bird.ctl", "show", "protocols"]).stdout.splitlines()
         return {line.split()[0]: line.split()[4] for line in lines if line.endswith("Established   ")}
-    answer = host.exec(["vtysh", "--vty_socket", str(run), "-c", "show bgp ipv4 unicast summary json"]).stdout
-    peers = json.loads(answer or "{}").get("peers", {})
+    answer = host.exec(["vtysh", "--vty_socket", str(run), "-c", "show bgp summary json"]).stdout
+    families = json.loads(answer or "{}").values()
     return {
-        "wincey_" + name.replace(".", "_"): peer["connectionsEstablished"]
-        for name, peer in peers.items()
+        bird.name(parse_address(address)): peer["connectionsEstablished"]
+        for family in families
+        for address, peer in family.get("peers", {}).items()
         if peer["state"] == "Established"
     }
 
