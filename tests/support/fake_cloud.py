@@ -78,7 +78,7 @@ class FakeCloud:
         """Listen in the calling thread's network namespace; returns the URL. instance: whose calls come here."""
         server = _Server(self, address, port, instance)
         self._servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return f"http://{address}:{server.server_address[1]}"
 
     def close(self) -> None:
