@@ -126,3 +126,21 @@ def test_the_secret_is_printed_nowhere():
     assert PSK not in shown
     assert PSK not in str(msgspec.structs.astuple(daemon))
     assert PSK not in repr(backend().peer(OWN, lease()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"Network": "10.3.0.0/16", "Backend": {"Type": "ipsec", "psk" : "%s"}',
+        '{"Backend": {"PSK": "%s',
+        '[{"PSK": "%s"}]',
+        '{"Network": "10.3.0.0/16", "Backend": [{"PSK": "%s"}]}',
+        '{"Network": {"PSK": "a\\"%s"}}',
+    ],
+)
+def test_a_config_that_cannot_be_read_is_shown_without_its_secret(text):
+    secret = "0123456789" * 3
+    with pytest.raises(BadConfig) as caught:
+        NetworkConfig.parse(text % secret)
+    assert secret[:8] not in str(caught.value)
+    assert "..." in str(caught.value)

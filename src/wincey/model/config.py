@@ -11,6 +11,7 @@ an example of a right value.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NoReturn, Self
@@ -82,7 +83,7 @@ class _Section(msgspec.Struct, frozen=True):
     def wrong(self, key: str, rule: str, example: object) -> NoReturn:
         """Raise BadConfig: the key, the value that it has, the rule that it breaks, and a value that would be right."""
         value = self.raw(key)
-        found = "is missing" if value is None else f"is {_shorten(json.dumps(value))}"
+        found = "is missing" if value is None else f"is {_shorten(_hide(json.dumps(value)))}"
         raise BadConfig(
             f"network config: {self.place}{key} {found}, but {rule}; write it like {json.dumps(key)}: {json.dumps(example)}"
         )
@@ -225,16 +226,15 @@ _FAMILY: dict[int, str] = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 def _decode(raw: bytes | str) -> dict[str, Any]:
     text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+    shown = _shorten(_hide(text))
     try:
         keys = json.loads(text, object_pairs_hook=_last_wins, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise BadConfig(
-            f"network config is not valid JSON ({error}): {_shorten(text)!r}; write it like {_EXAMPLE}"
-        ) from None
+        raise BadConfig(f"network config is not valid JSON ({error}): {shown!r}; write it like {_EXAMPLE}") from None
     if keys is None:
         return {}
     if not isinstance(keys, dict):
-        raise BadConfig(f"network config is not a JSON object: {_shorten(text)!r}; write it like {_EXAMPLE}")
+        raise BadConfig(f"network config is not a JSON object: {shown!r}; write it like {_EXAMPLE}")
     return keys
 
 
@@ -249,6 +249,14 @@ def _last_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+_SECRET = re.compile(r'("[^"]*(?:psk|secret|password)[^"]*"\s*:\s*)"(?:[^"\\]|\\.)*("|\Z)', re.IGNORECASE)
+
+
+def _hide(text: str) -> str:
+    """A config as it may be logged: without the values of secret keys, even where it is no valid JSON."""
+    return _SECRET.sub(r'\1"..."', text)
 
 
 def _shorten(text: str) -> str:
