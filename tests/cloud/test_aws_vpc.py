@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from support.aws import REGION
-from support.cloudhosts import CloudCluster, foreign_lease
+from support.cloudhosts import CloudCluster, CloudServer, foreign_lease
 from wincey.model.address import Subnet, parse_address
 from wincey.model.cloud import CloudRoute, CloudTable, HostRef
 from wincey.model.state import Route
@@ -272,14 +272,20 @@ async def test_a_quota_that_can_not_be_seen_is_hit_with_one_line(stage, caplog):
 
 
 @pytest.mark.parametrize(
-    "action", ["DescribeInstances", "DescribeRouteTables", "CreateRoute", "ModifyNetworkInterfaceAttribute"]
+    ("action", "fault"),
+    [
+        ("DescribeInstances", "drop"),
+        ("DescribeRouteTables", "drop"),
+        ("CreateRoute", "drop"),
+        ("CreateRoute", "drop-after"),
+        ("ModifyNetworkInterfaceAttribute", "drop"),
+        ("ModifyNetworkInterfaceAttribute", "drop-after"),
+    ],
 )
-@pytest.mark.parametrize("fault", ["drop", "drop-after"])
 async def test_a_lost_call_or_answer_and_a_killed_daemon(stage, action, fault):
     aws, network, cluster = stage
     aws.fail(action, fault)
     host = cluster.hosts[0]
-    host.key = None
     await cluster.join(host, KEYS[0])
     await host.kill()  # between that call and what would have come next
     assert await host.settle() == []
@@ -393,6 +399,54 @@ async def test_leases_of_flannel_are_not_stale(stage):
     del cluster.leases[lease.key]
     await cluster.wait(600)
     assert network.routes().keys() == {"10.3.1.0/24"}
+
+
+async def test_a_server_keeps_the_table_for_clients_without_credentials(aws, tmp_path):
+    """Of our clients, which name their instance, and of flannel's 0.5, found by its address."""
+    network = aws.network()
+    # Which tells the VPC: an address alone may be that of instances in several.
+    cluster = CloudCluster(CONFIG.replace('-vpc"', f'-vpc", "RouteTableID": "{network.main}"'), tmp_path)
+    server = CloudServer(cluster, {"region": REGION})
+    cluster.hosts.append(server)
+    clients = [
+        cluster.host(address, instance=instance, region=REGION, served="yes")
+        for instance, address in zip(network.instances, network.addresses, strict=True)
+    ]
+    for client, key in zip(clients[:2], KEYS, strict=False):
+        await cluster.join(client, key)
+    flannel = foreign_lease(KEYS[2], network.addresses[2])
+    cluster.leases[flannel.key] = flannel
+    await cluster.settle()
+    assert network.hosts() == dict(zip(("10.3.1.0/24", "10.3.2.0/24", "10.3.3.0/24"), network.instances, strict=True))
+    assert all(network.forwards(each) for each in network.instances)
+    calls = len(aws.calls)
+    cluster.hosts.remove(server)
+    cluster.clock.now += 600
+    assert await cluster.settle() == []
+    assert await clients[0].clean_up() == []
+    assert len(aws.calls) == calls, "clients never call"
+    assert len(network.routes()) == 3
+    # Another server takes over, and sees the leases end.
+    await server.kill()
+    cluster.hosts.append(server)
+    await cluster.settle()
+    cluster.leases.clear()
+    await cluster.wait(180)
+    assert network.routes() == {}
+    await cluster.close()
+
+
+async def test_a_host_that_gets_a_keeping_server_leaves_its_route_to_it(aws, tmp_path):
+    network = aws.network(1)
+    cluster = CloudCluster(CONFIG, tmp_path)
+    host = cluster.host("10.99.0.1", instance=network.instances[0], region=REGION)
+    await cluster.join(host, KEYS[0])
+    await host.kill()
+    host.found = {**host.found, "served": "yes"}
+    await cluster.wait(300)
+    assert await host.clean_up() == []
+    assert network.hosts() == table_of(cluster, network)
+    await cluster.close()
 
 
 def test_objects_tell_what_they_are():

@@ -82,6 +82,22 @@ class CloudHostProcess:
         self.start()
 
 
+class CloudServer(CloudHostProcess):
+    """A server that keeps the tables for all who hold a lease. It remembers nothing."""
+
+    def __init__(self, cluster, found):
+        super().__init__(cluster, "0.0.0.0", found, None)
+
+    def plan(self):
+        desired, backend = self.reconciler.desired, self.backend
+        for owner in [each for each in desired.owners if each and each not in map(str, self.cluster.leases)]:
+            desired.put(owner, ())
+        desired.put("", [backend.table(None)])
+        for key, lease in self.cluster.leases.items():
+            desired.put(str(key), backend.client(lease))
+        self.reconciler.scope = Scope(networks=self.cluster.config.networks, current=self.current)
+
+
 class CloudCluster:
     def __init__(self, config, tmp_path):
         self.config, self.clock = NetworkConfig.parse(config), Clock()

@@ -1,4 +1,5 @@
-"""The cloud's route tables kept by a server, for clients without credentials (`--listen` with `--cloud-routes`).
+"""The cloud's route tables kept by a server, for clients without credentials (`--listen` with `--cloud-routes`): those of
+the VPC that the server is in or, with AWS, of the tables that the config names.
 
 The same reconciler and driver as on a host (wincey.cloud), with the union of the leases as what is desired: each network's
 leases are followed, each asks for its route and for its host's right to forward. Who holds a lease does not matter: hosts with
@@ -35,6 +36,7 @@ from wincey.store.registry import Registry, Snapshot
 log = logging.getLogger(__name__)
 
 _SETTINGS = ""  # the owner, in the desired state, of what is no lease's
+_AGAIN = 15.0  # seconds
 _NO_HOST = HostFacts(underlay="", mtu=0, local=None, local_v6=None, public=None, public_v6=None)
 
 
@@ -114,13 +116,16 @@ class _Keeper:
                 continue
             except StoreError as error:
                 self._once.warn("store", str(error))
+            except NotJoinable as error:  # the metadata service may answer later
+                self._once.warn(self._registry.config_key, f"{error}; the cloud's routes stay as they are, trying on")
+                await asyncio.sleep(_AGAIN)
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
 
     async def _take_over(self, snapshot: Snapshot) -> None:
         desired = self._reconciler.desired
         try:
             self._backend = await _backend_of(snapshot.config)
-        except (BadConfig, NotJoinable) as error:
+        except BadConfig as error:
             self._once.warn(self._registry.config_key, f"{error}; the cloud's routes stay as they are")
             return
         if self._backend is None:

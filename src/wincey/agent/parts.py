@@ -153,9 +153,9 @@ async def _aws_server_place() -> Mapping[str, str]:
 
 
 async def _gce_server_place() -> Mapping[str, str]:
-    from wincey.cloud.gce import ask_server  # noqa: PLC0415  # likewise
+    from wincey.cloud.gce import ask_host  # noqa: PLC0415  # likewise
 
-    return await ask_server()
+    return await ask_host("")
 
 
 async def _tencent_server_place() -> Mapping[str, str]:
@@ -165,9 +165,9 @@ async def _tencent_server_place() -> Mapping[str, str]:
 
 
 async def _ali_server_place() -> Mapping[str, str]:
-    from wincey.cloud.ali import ask_server  # noqa: PLC0415  # likewise
+    from wincey.cloud.ali import ask_host  # noqa: PLC0415  # likewise
 
-    return await ask_server()
+    return await ask_host()
 
 
 SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {

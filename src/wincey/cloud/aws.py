@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -214,6 +215,9 @@ def _open(region: str | None) -> tuple[Any, Any]:
     import boto3  # type: ignore[import-untyped]  # noqa: PLC0415  # an extra, and large; it has no types
     from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415  # likewise
 
+    for name in ("boto3", "botocore", "urllib3"):  # in detail they tell more than belongs into a log
+        logging.getLogger(name).setLevel(logging.WARNING)
+    region = os.environ.get("AWS_REGION") or region  # which boto3, unlike AWS's other tools, does not read
     # The driver waits and tries again; it has its own deadline.
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
     session = boto3.session.Session(region_name=region)
