@@ -20,7 +20,7 @@ from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.programs.bgp.check import PATIENCE, Check, Finding
 from wincey.programs.bgp.files import Applied, Room
 from wincey.programs.bgp.instance import Bird, Frr, Instance
-from wincey.programs.bgp.learned import learned_routes
+from wincey.programs.bgp.learned import Notices, learned_routes
 from wincey.programs.bgp.md5 import rejected
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class BgpDriver:
         self._told: dict[Key, Object] = {}
         self._instance: Instance | None = None
         self._kind: tuple[str, ...] = ()
+        self._notices: Notices | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[str], None] = lambda why: None
         self._lock = asyncio.Lock()
@@ -93,6 +94,9 @@ class BgpDriver:
         """Leave the routing daemon to itself: it goes on."""
         if self._timer:
             self._timer.cancel()
+        if self._notices:
+            self._notices.close()
+            self._notices = None
         async with self._lock:
             await self._leave()
 
@@ -166,6 +170,10 @@ class BgpDriver:
     async def _look(self, expected: Mapping[Key, Object], applied: Applied | None, speaker: BgpSpeaker) -> None:
         """Judge sessions and routes, and tell what is new."""
         networks = [rule.network for rule in speaker.accepted]
+        if self._notices is None or self._notices.networks != networks:
+            if self._notices:
+                self._notices.close()
+            self._notices = Notices(networks, self._look_again)
         try:
             instance = await self._for(applied.speaker) if applied else None
             alive = instance is not None and await instance.alive()

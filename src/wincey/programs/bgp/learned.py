@@ -1,15 +1,47 @@
-"""What BGP has taught the kernel: the routes in the main table that routing daemons put there."""
+"""What BGP has taught the kernel: the routes in the main table that routing daemons put there, and notice of changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
 
 from wincey.kernel import rtnl
+from wincey.kernel.monitor import irrelevant
 from wincey.kernel.netlink import Netlink, NetlinkError, messages
 from wincey.model.address import Address, Subnet
 
 BIRD, BGP = 12, 186
 """The protocol numbers of routes by BIRD and by FRR's bgpd (iproute2: rt_protos)."""
+
+
+_GROUPS = (7, 11)  # RTNLGRP_: IPV4_ROUTE, IPV6_ROUTE
+
+
+class Notices:
+    """Calls `changed` whenever a route inside some networks comes, goes or changes, until closed."""
+
+    def __init__(self, networks: Sequence[Subnet], changed: Callable[[], None]) -> None:
+        self.networks = networks
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._netlink = Netlink(_GROUPS)
+        self._netlink.attach_filter(irrelevant(self._netlink.port, {}, tuple(networks)))
+        self._loop.add_reader(self._netlink.fileno(), self._read)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._loop.remove_reader(self._netlink.fileno())
+        self._netlink.close()
+
+    def _read(self) -> None:
+        try:
+            while self._netlink.receive() is not None:
+                pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        self._changed()
 
 
 def learned_routes(networks: Sequence[Subnet]) -> dict[Subnet, frozenset[Address]]:
