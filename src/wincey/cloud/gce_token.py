@@ -109,7 +109,7 @@ def _assertion(account: Mapping[str, Any], now: int) -> str:
             f"{KEY_FILE} is set, and service account keys need google-auth: pip install 'wincey[gce]', or unset it to use"
             " the instance's own service account"
         ) from None
-    signer = crypt.RSASigner.from_service_account_info(account)
+    signer = crypt.RSASigner.from_service_account_info(account)  # type: ignore[no-untyped-call]  # google-auth has no types
     claims = {
         "iss": account["client_email"],
         "scope": SCOPE,
@@ -117,7 +117,7 @@ def _assertion(account: Mapping[str, Any], now: int) -> str:
         "iat": now,
         "exp": now + _LIFE,
     }
-    signed: bytes = jwt.encode(signer, claims)
+    signed: bytes = jwt.encode(signer, claims)  # type: ignore[no-untyped-call]  # likewise
     return signed.decode()
 
 
