@@ -7,12 +7,14 @@ import secrets
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from support.ipsec import MARKER, Capture, charon_pid, mark, nothing_plain, swanctl, vici_socket
 from support.keys import delete, lease_key, put, wait_until
 from support.traffic import ContinuousPing, ping, transfer
+from support.vm import pytest_in_guest
 from wincey.lab.plan import PREFIX, network_config
 
 
@@ -87,7 +89,7 @@ def the_secret_is_kept(lab, psk, pcap):
     assert [lease.attrs.backend_data for lease in leases] == [b""] * 3
 
 
-def test_daemons_killed_and_started_lose_nothing(make_lab, pinging, psk):
+def test_daemons_killed_and_started_and_new_keys_lose_nothing(make_lab, pinging, psk):
     lab = make_lab(config=network_config("ipsec", PSK=psk))
     assert lab.ping(patience=20).unreachable == []
     before = [(host.env, charon_pid(host)) for host in lab.hosts]
@@ -99,6 +101,10 @@ def test_daemons_killed_and_started_lose_nothing(make_lab, pinging, psk):
         host.stop_daemon(signal.SIGTERM)
         time.sleep(0.3)
         host.start_daemon()
+    mine, its = (str(host.gateways[0].network) for host in lab.hosts)
+    swanctl(lab.hosts[0], "--rekey", "--child", f"{mine}-{its}")
+    swanctl(lab.hosts[0], "--rekey", "--ike", f"10.99.0.1-{mine}-{its}-10.99.0.2")
+    wait_until(lambda: "ECP_256" in swanctl(lab.hosts[0], "--list-sas"))
     time.sleep(0.5)
     sent, lost = continuous.sent_and_lost()
     assert sent > 100
@@ -252,3 +258,9 @@ def test_a_daemon_without_strongswan_says_what_to_install(make_lab, psk):
         "the ipsec backend needs strongSwan's charon, which is not installed (on Debian: apt-get install" in done.stderr
     )
     assert psk not in done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_esp_in_the_kernel():
+    """On Debian's kernel, in a virtual machine, as many a kernel is built without ESP; a host like flannel's is there, too."""
+    pytest_in_guest(Path(__file__).parent / "ipsec_guest.py", timeout=500)

@@ -84,8 +84,8 @@ def charon_pid(host):
         return struct.unpack("=iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
-def swanctl(host, what):
+def swanctl(host, *what):
     done = subprocess.run(
-        ["swanctl", what, "--uri", f"unix://{vici_socket(host)}"], capture_output=True, text=True, check=True
+        ["swanctl", *what, "--uri", f"unix://{vici_socket(host)}"], capture_output=True, text=True, check=True
     )
     return done.stdout
