@@ -1,12 +1,16 @@
 """What is peculiar to Tencent Cloud and to Alibaba Cloud."""
 
+import ssl
+
 import pytest
 
 from support import fake_ali, fake_tencent
+from support.certs import Authority
 from support.clouds import Ali, Tencent
 from wincey.cloud import ali, tencent
 from wincey.cloud.errors import CloudDenied, CloudError, CloudFull, CloudThrottled, CloudUnavailable
-from wincey.cloud.table import CloudHost, Step, steps
+from wincey.cloud.rest import Rest
+from wincey.cloud.table import CloudHost, Step, by_destination, steps
 from wincey.model.address import Subnet, parse_address
 from wincey.model.cloud import CloudTable, HostRef
 from wincey.model.errors import NotJoinable
@@ -20,9 +24,9 @@ async def open_on(monkeypatch):
     """Makes a fake with an instance h1, and opens a dialect on it."""
     opened = []
 
-    def make(cloud, dialect, settings, tables=(), secrets=(), own=H1):
+    def make(cloud, dialect, settings, tables=(), secrets=(), own=H1, api=None):
         cloud.add("h1", "10.99.0.1")
-        metadata, api = cloud.fake.listen(instance="h1"), cloud.fake.listen()
+        metadata, api = cloud.fake.listen(instance="h1"), api or cloud.fake.listen()
         for variable, value in cloud.environment(metadata, api).items():
             monkeypatch.setenv(variable, value)
         table = CloudTable(
@@ -68,6 +72,15 @@ async def listed(dialect, destination=SUBNET):
 async def test_tencent_metadata(on_tencent):
     on_tencent()
     assert await tencent.ask_host() == {"region": fake_tencent.REGION, "vpc": fake_tencent.VPC}
+
+
+async def test_tencent_of_two_routes_the_one_that_is_on_counts(on_tencent):
+    cloud, dialect = on_tencent()
+    cloud.by_hand(str(SUBNET), "h1")
+    cloud.fake.insert(fake_tencent.TABLE, str(SUBNET), "NORMAL_CVM", "10.99.0.9", Enabled=False)
+    tables = await dialect.tables({})
+    found = by_destination(tables)[SUBNET]
+    assert steps(tables, found, SUBNET, CloudHost(("10.99.0.1",), forwards=True)) == []
 
 
 async def test_tencent_a_route_that_was_switched_off_is_made_anew(on_tencent):
@@ -227,6 +240,12 @@ async def test_ali_a_host_asks_for_no_more_than_its_own_rights_allow(on_ali):
     assert cloud.fake.actions == []
 
 
+async def test_ali_an_entry_to_several_instances_is_not_ours(on_ali):
+    cloud, dialect = on_ali()
+    cloud.fake.insert(str(SUBNET), "")
+    assert (await listed(dialect)).next_hop == ()
+
+
 async def test_ali_tables(on_ali):
     _, dialect = on_ali(tables=("vtb-none",))
     with pytest.raises(CloudError, match="no route table vtb-none"):
@@ -266,3 +285,26 @@ def test_an_endpoint_that_is_none(monkeypatch):
     monkeypatch.setenv("ACCESS_KEY_SECRET", "b")
     with pytest.raises(CloudUnavailable, match=r"WINCEY_ALI_ENDPOINT is 'vpc.example.org'"):
         ali.AliDialect(CloudTable(provider="ali-vpc", network=SUBNET))
+
+
+@pytest.mark.parametrize("kind", [Tencent, Ali])
+async def test_by_tls(open_on, kind, monkeypatch, tmp_path):
+    """As the clouds are spoken to: what is signed is the host as it is sent, and certificates are checked."""
+    authority = Authority(tmp_path / "ca")
+    certificate = authority.issue("api")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.cert, certificate.key)
+    cloud = kind()
+    dialect = {Tencent: tencent.TencentDialect, Ali: ali.AliDialect}[kind]
+    fake = {Tencent: fake_tencent, Ali: fake_ali}[kind]
+    url = cloud.fake.listen(tls=context)
+    cloud, opened = open_on(cloud, dialect, (("region", fake.REGION), ("vpc", fake.VPC)), api=url)
+    with pytest.raises(CloudUnavailable, match="certificate is not accepted"):
+        await opened.tables({})
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    assert len(await opened.tables({})) == 1
+
+
+def test_a_usual_port_is_no_part_of_the_host():
+    assert Rest("WINCEY_NONE", "https://vpc.tencentcloudapi.com", "x").host == "vpc.tencentcloudapi.com"
+    assert Rest("WINCEY_NONE", "http://127.0.0.1:8080/", "x").host == "127.0.0.1:8080"

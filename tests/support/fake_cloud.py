@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -74,12 +75,16 @@ class FakeCloud:
         waiting = self.faults.get(action)
         return waiting.pop(0) if waiting else None
 
-    def listen(self, address: str = "127.0.0.1", port: int = 0, instance: str = "") -> str:
+    def listen(
+        self, address: str = "127.0.0.1", port: int = 0, instance: str = "", tls: ssl.SSLContext | None = None
+    ) -> str:
         """Listen in the calling thread's network namespace; returns the URL. instance: whose calls come here."""
         server = _Server(self, address, port, instance)
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         self._servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://{address}:{server.server_address[1]}"
+        return f"http{'s' if tls else ''}://{address}:{server.server_address[1]}"
 
     def close(self) -> None:
         for server in self._servers:

@@ -286,11 +286,12 @@ def _route(table: str, document: dict[str, Any]) -> TableRoute | None:
         return None
     if len(destination.address) != 4:
         return None
-    custom = document.get("Type") == "Custom" and document.get("NextHopType") == "Instance"
+    instance = str(document.get("InstanceId", ""))  # an entry to several has none
+    custom = document.get("Type") == "Custom" and document.get("NextHopType") == "Instance" and instance
     return TableRoute(
         table,
         destination,
-        (document["InstanceId"],) if custom else (),
+        (instance,) if custom else (),
         "active" if document.get("Status", "Available") == "Available" else "pending",
         marked=str(document.get("RouteEntryName", "")).startswith(_PREFIX),
     )

@@ -107,6 +107,8 @@ class GceDialect:
         self._sees_quota = True
 
     async def hosts(self, wanted: Sequence[HostRef]) -> Hosts:
+        if not wanted:
+            return {}
         if len(wanted) == 1 and wanted[0].instance:
             zone, _, name = wanted[0].instance.partition("/")
             try:

@@ -178,9 +178,10 @@ class TencentDialect:
 
 def _table(document: dict[str, Any], limit: int | None) -> Table:
     name = document["RouteTableId"]
-    routes = tuple(route for each in document["RouteSet"] if (route := _route(name, each)))
+    routes = [route for each in document["RouteSet"] if (route := _route(name, each))]
+    routes.sort(key=lambda route: route.state == "active")  # of several to one destination the one that is on counts
     used = sum(each.get("RouteType", "USER") == "USER" for each in document["RouteSet"])
-    return Table(name, routes, used, limit)
+    return Table(name, tuple(routes), used, limit)
 
 
 def _route(table: str, document: dict[str, Any]) -> TableRoute | None:
