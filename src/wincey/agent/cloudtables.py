@@ -9,7 +9,6 @@ a store of their own put the same route. Several servers may do the same for one
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -46,35 +45,30 @@ class CloudTables:
     def __init__(self, store: KeyValueStore, prefix: str, rng: random.Random) -> None:
         self._store, self._prefix, self._rng = store, prefix, rng
         self._keepers: dict[str, _Keeper] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         store.on_outage(self._on_outage)
 
     async def run(self) -> None:
         """Until cancelled."""
-        try:
-            self._begin(UNNAMED)
+        async with asyncio.TaskGroup() as group:
+            self._begin(group, UNNAMED)
             while True:
-                with contextlib.suppress(HistoryLost):
-                    try:
-                        names, revision = await list_networks(self._store, self._prefix)
-                        for name in names:
-                            self._begin(name)
-                        async for changes in watch_networks(self._store, self._prefix, revision):
-                            for change in changes:
-                                self._begin(change.name)
-                    except StoreError as error:
-                        log.debug("the networks can't be listed: %s", error)
+                try:
+                    names, revision = await list_networks(self._store, self._prefix)
+                    for name in names:
+                        self._begin(group, name)
+                    async for changes in watch_networks(self._store, self._prefix, revision):
+                        for change in changes:
+                            self._begin(group, change.name)
+                except StoreError as error:  # a lost history, too
+                    log.debug("the networks have to be listed anew: %s", error)
                 await asyncio.sleep(self._rng.uniform(0.8, 1.2))
-        finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _begin(self, name: str) -> None:
+    def _begin(self, group: asyncio.TaskGroup, name: str) -> None:
+        """Keep a network's tables from now on; one without a config, or any more, waits for one."""
         if name not in self._keepers:
             registry = Registry(self._store, network_prefix(self._prefix, name))
             self._keepers[name] = _Keeper(registry, self._rng)
-            self._tasks[name] = asyncio.create_task(self._keepers[name].run())
+            group.create_task(self._keepers[name].run())
 
     def _on_outage(self, reason: str | None) -> None:
         if reason:
