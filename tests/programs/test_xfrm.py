@@ -76,10 +76,10 @@ def test_those_of_flannel_are_ours_and_foreign_ones_are_not(host):
     ]
 
 
-def test_ten_thousand_at_once(host):
-    many = [XfrmPolicy("out", MINE, Subnet(bytes([10, 3, n >> 8, n & 255]), 32), (US, IT)) for n in range(10_000)]
+def test_thousands_at_once(host):
+    many = [XfrmPolicy("out", MINE, Subnet(bytes([10, 3, n >> 8, n & 255]), 32), (US, IT)) for n in range(5_000)]
     assert with_xfrm(host, lambda xfrm: list(xfrm.change(many, []))) == []
-    assert len(with_xfrm(host, lambda xfrm: xfrm.policies([NETWORK]))) == 10_000
+    assert len(with_xfrm(host, lambda xfrm: xfrm.policies([NETWORK]))) == 5_000
     assert with_xfrm(host, lambda xfrm: list(xfrm.change([], many))) == []
     assert host.run("ip xfrm policy") == ""
 

@@ -83,7 +83,6 @@ charon {{
   retransmit_tries = 5
   retransmit_timeout = 2.0
   retransmit_base = 1.6
-  retry_initiate_interval = 10
   plugins {{
     vici {{
       socket = unix://{directory / SOCKET}

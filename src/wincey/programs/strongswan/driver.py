@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from wincey.model.address import Address, Subnet, format_address
@@ -291,7 +292,8 @@ class StrongswanDriver:
         gone: set[Address] = {policy.tunnel[1] for policy in deleted if policy.tunnel and policy.direction == "out"}
         if gone:
             gone -= {policy.tunnel[1] for policy in self._policies() if policy.tunnel and policy.direction == "out"}
-            self._kernel().remove_states(gone)
+            with suppress(OSError):  # they expire by themselves
+                self._kernel().remove_states(gone)
 
 
 class _Share:
