@@ -93,6 +93,21 @@ def test_a_router_of_another_as_may_put_itself_into_the_way():
     assert [type(item) for item in both.peer(OWN, peer())] == [BgpPeer, BgpRoute]
 
 
+def test_of_the_routers_of_all_racks_a_host_takes_its_own():
+    extra = ', "Peers": ["10.99.0.254", "10.98.0.254"], "PeerASN": 65000'
+    found = {"routing-daemon": "bird", "near-routers": "10.99.0.254"}
+
+    def addresses(extra, **found):
+        return [
+            item.address for item in make(config(extra), facts(found=found)).local(OWN) if isinstance(item, BgpPeer)
+        ]
+
+    assert addresses(extra, **found) == [ip("10.99.0.254")]
+    assert addresses(extra) == [ip("10.99.0.254"), ip("10.98.0.254")], "their sessions say what is wrong"
+    reflectors = extra.replace("65000", "64512")
+    assert addresses(reflectors, **found) == [ip("10.99.0.254"), ip("10.98.0.254")], "these may stand elsewhere"
+
+
 def test_the_config_comes_before_what_was_found():
     [speaker] = make(config(', "Daemon": "BIRD"'), facts()).local(OWN)
     assert (speaker.daemon, speaker.include, speaker.control) == ("bird", "", "")

@@ -1,11 +1,13 @@
 """The BGP driver with a real BIRD and a real FRR: what is changed by hand, what is in the way, and whose BIRD it is."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -338,6 +340,20 @@ class TestQuestion:
             question.routing_daemon(
                 wanted, own=True, directory=tmp_path, environment={"WINCEY_BGP_DAEMON": environment}
             )
+
+
+def test_routers_on_the_link(hosts):
+    routers = [ip("10.99.0.254"), ip("10.98.0.254"), ip("fd99::7"), ip("fd98::7")]
+    assert hosts[0].call(lambda: question.on_link(routers)) == [routers[0], routers[2]]
+
+
+def test_a_port_that_is_not_for_us():
+    """A service without CAP_NET_BIND_SERVICE."""
+    code = "import sys; from wincey.programs.bgp.launch import *; print(refused([bytes([127, 0, 0, 1])], 179), may_change_user())"
+    command = ["setpriv", "--bounding-set", "-all,+net_admin", "--no-new-privs", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"({bytes([127, 0, 0, 1])!r}, {errno.EACCES}) False\n"
+    assert launch.may_change_user()
 
 
 def test_the_state_with_the_password_is_roots_alone(tmp_path):

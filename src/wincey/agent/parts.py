@@ -16,7 +16,7 @@ from wincey.agent.statefile import State
 from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
-from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
+from wincey.backends.bgp import NEAR_ROUTERS, ROUTING_DAEMON, BgpBackend, asked_for, routers
 from wincey.backends.cloud import SERVED
 from wincey.backends.extension import OUTPUT, ExtensionBackend
 from wincey.backends.gce import GceBackend
@@ -94,10 +94,11 @@ def _bgp_driver(directory: Path) -> Driver:
 
 
 async def _routing_daemon(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
-    from wincey.programs.bgp.question import routing_daemon  # noqa: PLC0415  # likewise
+    from wincey.programs.bgp.question import on_link, routing_daemon  # noqa: PLC0415  # likewise
 
     daemon, instance = asked_for(config)
-    return {ROUTING_DAEMON: routing_daemon(daemon, own=instance == "own", directory=directory)}
+    near = " ".join(format_address(router) for router in on_link(routers(config)))
+    return {ROUTING_DAEMON: routing_daemon(daemon, own=instance == "own", directory=directory), NEAR_ROUTERS: near}
 
 
 def _wireguard_driver(directory: Path) -> Driver:

@@ -31,6 +31,9 @@ DAEMONS = ("auto", "bird", "frr")
 ROUTING_DAEMON = "routing-daemon"
 """The name in HostFacts.found of the routing daemon that this host has."""
 
+NEAR_ROUTERS = "near-routers"
+"""The same of the routers that it reaches without a gateway, with blanks between."""
+
 _PASSWORD = re.compile(r"[!#-&(->@-\[\]-~]{1,80}\Z")
 """What TCP has room for, without what either program's configuration reads as its own: blanks, quotes, ? and backslashes."""
 
@@ -66,7 +69,7 @@ class BgpBackend:
         self._daemon, self._instance = _which(config, host.found.get(ROUTING_DAEMON, "bird"))
         self._include = options.text("Include", "/etc/bird/wincey.conf")
         self._control = options.text("Control", "/run/bird/bird.ctl")
-        self._routers = _routers(config)
+        self._routers = routers(config)
         self._peer_asn = options.integer("PeerASN", self._asn, minimum=1, maximum=4_294_967_294, example=ASN + 1)
         self._peer_port = options.integer("PeerPort", PORT, minimum=1, maximum=65535)
         self._mesh = options.boolean("Mesh", default=not self._routers)
@@ -124,8 +127,16 @@ class BgpBackend:
             include=self._include if host_instance else "",
             control=self._control if host_instance else "",
         )
-        routers = [BgpPeer(address, self._peer_asn, self._peer_port) for address in self._routers]
-        return [speaker, *routers, *(BgpSession(address) for address in self._routers)]
+        near = self._near_routers()
+        peers = [BgpPeer(address, self._peer_asn, self._peer_port) for address in near]
+        return [speaker, *peers, *(BgpSession(address) for address in near)]
+
+    def _near_routers(self) -> list[Address]:
+        """The routers to peer with: those of another AS only where they are on our link, as those of other racks are not."""
+        near = self._host.found.get(NEAR_ROUTERS, "").split()
+        if self._peer_asn == self._asn or not near:
+            return list(self._routers)
+        return [address for address in self._routers if format_address(address) in near]
 
     def peer(self, own: LeaseKey, lease: Lease) -> list[Object]:
         objects: list[Object] = []
@@ -187,7 +198,8 @@ def _password(config: NetworkConfig) -> str:
     return password
 
 
-def _routers(config: NetworkConfig) -> tuple[Address, ...]:
+def routers(config: NetworkConfig) -> tuple[Address, ...]:
+    """The Peers of the config; raises BadConfig."""
     given: Any = config.backend.raw("Peers")
     rule = "must be a list of the addresses of routers, of a family that the network has"
     if given is None:
@@ -196,12 +208,12 @@ def _routers(config: NetworkConfig) -> tuple[Address, ...]:
         config.backend.wrong("Peers", rule, ["10.99.0.254"])
     families = {network.family for network in config.networks}
     try:
-        routers = [parse_address(each) for each in given]
+        found = [parse_address(each) for each in given]
     except BadAddress:
-        routers = [b""]
-    if any(len(each) not in (4, 16) or family_of(each) not in families for each in routers):
+        found = [b""]
+    if any(len(each) not in (4, 16) or family_of(each) not in families for each in found):
         config.backend.wrong("Peers", rule, ["10.99.0.254"])
-    return tuple(dict.fromkeys(routers))
+    return tuple(dict.fromkeys(found))
 
 
 def _router_id(host: HostFacts) -> Address:

@@ -78,7 +78,9 @@ class BgpDriver:
                     await self._become(put, delete)
                 except (WinceyError, OSError) as error:
                     reason = str(error) if isinstance(error, WinceyError) else f"{error.strerror}: {error.filename}"
-                    failures = [Failure(item, reason) for item in put or delete]
+                    # Of a speaker that does not start its neighbours need not speak.
+                    speakers = [item for item in put if isinstance(item, BgpSpeaker)]
+                    failures = [Failure(item, reason) for item in speakers or put or delete]
             for item in (*changes.put, *changes.delete):
                 if isinstance(item, (BgpSession, BgpRoute)) and (finding := self._findings.get(item.key)):
                     failures.append(Failure(item, finding.reason))

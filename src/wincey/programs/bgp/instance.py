@@ -7,6 +7,7 @@ knows its own by nothing but the program's number: beside one of the same kind n
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +27,9 @@ from wincey.programs.bgp.launch import (
     find_bird,
     find_frr,
     launch,
+    may_change_user,
+    refused,
     rival,
-    taken,
 )
 from wincey.programs.bgp.session import Session
 
@@ -90,7 +92,7 @@ class Bird:
                 ' "host", stop the other one, or set Backend.Daemon to "frr"'
             )
         _check_port(wanted.speaker)
-        user = "bird" if ids("bird")[0] else "root"
+        user = "bird" if ids("bird")[0] and may_change_user() else "root"
         _check_passable(self._room, user)
         self._room.make(user)
         path = self._room.write("bird.conf", self._config(wanted), user)
@@ -104,7 +106,7 @@ class Bird:
     async def configure(self, before: Applied | None, wanted: Applied) -> None:
         control = await self._reach()
         if self._own:
-            self._room.write("bird.conf", self._config(wanted), "bird")
+            self._room.write("bird.conf", self._config(wanted), "bird" if may_change_user() else "root")
         else:
             replace_file(self._include, self._config(wanted).encode(), 0o640, ids("bird")[1])
         await control.configure()
@@ -179,6 +181,11 @@ class Frr:
             raise LaunchError(
                 f"this host runs an FRR already (zebra is process {other}), and two would delete each other's routes: stop it, or set"
                 ' Backend.Daemon to "bird"'
+            )
+        if not may_change_user():
+            raise LaunchError(
+                "FRR runs as a user of its own, for which flanneld lacks capabilities: it needs CAP_CHOWN, CAP_DAC_OVERRIDE,"
+                " CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, or use BIRD"
             )
         _check_port(wanted.speaker)
         _check_passable(self._room, "frr")
@@ -270,9 +277,15 @@ class Frr:
 
 
 def _check_port(speaker: BgpSpeaker) -> None:
-    if address := taken([local for local in (speaker.local, speaker.local_v6) if local], speaker.port):
+    found = refused([local for local in (speaker.local, speaker.local_v6) if local], speaker.port)
+    if found and found[1] == errno.EACCES:
         raise LaunchError(
-            f"another program listens at TCP port {speaker.port} of {format_address(address)}, perhaps a BGP daemon of this"
+            f"flanneld may not use TCP port {speaker.port}: give it CAP_NET_BIND_SERVICE, or all hosts a Backend.Port above"
+            " 1023, such as 1179"
+        )
+    if found:
+        raise LaunchError(
+            f"another program listens at TCP port {speaker.port} of {format_address(found[0])}, perhaps a BGP daemon of this"
             " host: stop it, or give all hosts another Backend.Port, such as 1179"
             + (', or set Backend.Instance to "host" if it is BIRD' if speaker.daemon == "bird" else "")
         )

@@ -17,6 +17,7 @@ from wincey.model.address import Address, family_of, format_address
 from wincey.model.errors import WinceyError
 
 FRR_PLACES = ("/usr/lib/frr", "/usr/libexec/frr", "/usr/lib64/frr", "/usr/local/sbin", "/usr/sbin")
+_OTHER_USERS = (0, 1, 5, 6, 7)  # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID
 _START = 15.0  # seconds
 _STOP = 10.0
 _POLL = 0.05
@@ -34,6 +35,13 @@ def find_bird() -> str | None:
 def find_frr(program: str) -> str | None:
     """The path of one of FRR's daemons, which are in nobody's PATH; None where it is not installed."""
     return next((path for place in FRR_PLACES if os.access(path := f"{place}/{program}", os.X_OK)), None)
+
+
+def may_change_user() -> bool:
+    """Whether we have the capabilities for files and processes of another user: a sandboxed service lacks them."""
+    status = Path("/proc/self/status").read_text()
+    effective = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return all(effective >> capability & 1 for capability in _OTHER_USERS)
 
 
 async def launch(*command: str) -> None:
@@ -105,16 +113,16 @@ def running(pidfile: Path, mark: str, pid: int | None = None) -> int | None:
     return pid if mark.encode() in command else None
 
 
-def taken(addresses: Iterable[Address], port: int) -> Address | None:
-    """The first of our addresses at whose TCP port another program listens."""
+def refused(addresses: Iterable[Address], port: int) -> tuple[Address, int] | None:
+    """The first of our addresses at whose TCP port nobody of ours can listen, and the errno: EADDRINUSE or EACCES."""
     for address in addresses:
         with socket.socket(family_of(address), socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((format_address(address), port))
             except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    return address
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    return address, error.errno
     return None
 
 

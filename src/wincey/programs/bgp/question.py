@@ -1,11 +1,13 @@
-"""Which routing daemon this host has: what the bgp backend has to know before it can plan."""
+"""Which routing daemon this host has, and which routers are on its link: what the bgp backend must know to plan."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wincey.kernel.interfaces import connected_subnets
+from wincey.model.address import Address
 from wincey.model.errors import NotJoinable
 from wincey.programs.bgp.files import Room
 from wincey.programs.bgp.launch import find_bird, find_frr
@@ -17,6 +19,12 @@ _MISSING = {
     "bird": "BIRD 2 (program bird, Debian package bird2)",
     "frr": "FRR (programs zebra and bgpd, Debian package frr)",
 }
+
+
+def on_link(routers: Sequence[Address]) -> list[Address]:
+    """Those of some routers that this host reaches without a gateway; raises OSError."""
+    connected = [subnet for subnet, _ in connected_subnets()] if routers else []
+    return [router for router in routers if any(subnet.contains(router) for subnet in connected)]
 
 
 def routing_daemon(wanted: str, *, own: bool, directory: Path, environment: Mapping[str, str] = os.environ) -> str:
