@@ -210,7 +210,18 @@ async def test_ali_waits_in_vain(on_ali, monkeypatch):
     step = Step(fake_ali.TABLE, SUBNET, CloudHost(("h1",), forwards=True), None)
     await dialect.put(step)
     assert (await listed(dialect)).state == "pending"
+    other = Step(fake_ali.TABLE, Subnet.parse("10.5.35.0/24"), step.host, None)
     with pytest.raises(CloudThrottled, match="IncorrectRouteEntryStatus"):
+        await dialect.put(other)
+
+
+async def test_ali_an_entry_that_takes_long_to_go(on_ali, monkeypatch):
+    monkeypatch.setattr(ali, "_PATIENCE", 0.0)
+    cloud, dialect = on_ali()
+    cloud.by_hand(str(SUBNET), "bystander")
+    cloud.fake.settling = 3600
+    step = Step(fake_ali.TABLE, SUBNET, CloudHost(("h1",), forwards=True), await listed(dialect))
+    with pytest.raises(CloudThrottled, match=r"still deleting the route 10.5.34.0/24 to bystander"):
         await dialect.put(step)
 
 

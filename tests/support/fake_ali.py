@@ -181,16 +181,16 @@ class FakeAli(FakeCloud):
         return {"RouteTables": {"RouteTable": [table]}, "TotalCount": 1, "PageNumber": 1, "PageSize": 10}
 
     def _create(self, query: dict[str, str]) -> dict[str, Any]:
-        self._must_be_still(query)
         destination = query.get("DestinationCidrBlock", "")
+        if any(entry["DestinationCidrBlock"] == destination for entry in self.entries):
+            raise AliError(400, "RouterEntryConflict.Duplicated", f"A route entry already exists, CIDR {destination}.")
+        self._must_be_still(query)
         try:
             ipaddress.ip_network(destination)
         except ValueError:
             raise AliError(400, "InvalidCidrBlock.Malformed", "Specified CIDR block is not valid.") from None
         if query.get("NextHopType") != "Instance" or query.get("NextHopId") not in self.instances:
             raise AliError(404, "InvalidNextHopId.NotFound", "Specified next hop does not exist.")
-        if any(entry["DestinationCidrBlock"] == destination for entry in self.entries):
-            raise AliError(400, "RouterEntryConflict.Duplicated", f"A route entry already exists, CIDR {destination}.")
         if sum(entry["Type"] == "Custom" for entry in self.entries) >= self.quota:
             raise AliError(403, "QuotaExceeded", "Route entry quota exceeded in this route table.")
         name = query.get("RouteEntryName", "")
