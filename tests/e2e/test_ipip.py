@@ -6,7 +6,10 @@ import pytest
 
 from support.vm import pytest_in_guest
 
+TESTS = Path(__file__).parents[1]
+
 
 @pytest.mark.timeout(600)
 def test_ipip_on_a_kernel_that_has_it():
-    pytest_in_guest(Path(__file__).with_name("ipip_guest.py"), timeout=500)
+    """Both files in one boot: the device by the driver alone, then a lab."""
+    pytest_in_guest(TESTS / "kernel" / "ipip_device_guest.py", TESTS / "e2e" / "ipip_guest.py", timeout=500)

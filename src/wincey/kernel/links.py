@@ -1,8 +1,8 @@
 """Our devices: read, made, changed, removed.
 
 A device is changed in place wherever the kernel can, so that packets keep flowing and everything on it stays. Only another
-VNI, port or GBP flag means that a vxlan device must be made anew, and a fixed remote address an ipip device, which takes
-all its routes and entries with it.
+VNI, port or GBP flag means that a vxlan device must be made anew, and a fixed remote address or another encapsulation an
+ipip device, which takes all its routes and entries with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wincey.kernel import ethtool, rtnl
 from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Refusal, messages
 from wincey.kernel.objects import Names, link
 from wincey.kernel.reasons import explain
-from wincey.kernel.rtnl import LinkMessage, VxlanMessage
+from wincey.kernel.rtnl import IpipMessage, LinkMessage, VxlanMessage
 from wincey.model.address import format_address, format_mac
 from wincey.model.state import Ipip, Link, Vxlan
 
@@ -101,19 +101,15 @@ def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found
 
 
 def _put_ipip(netlink: Netlink, wanted: Link, ipip: Ipip, found: LinkMessage | None) -> str:
-    info = rtnl.ipip_info(ipip)
+    info, target = rtnl.ipip_info(ipip), IpipMessage(ipip.local, 0, elsewhere=False)
+    if found and found.ipip and not found.ipip.elsewhere:
+        return _change(netlink, wanted, found, b"" if found.ipip == target else info)
     if found:
-        same = found.ipip is not None and found.ipip.plain and found.ipip.local == ipip.local
-        try:
-            return _change(netlink, wanted, found, b"" if same else info)
-        except LinkRefused:
-            if same:
-                raise
         _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))
     refusal = _make(netlink, wanted, info)
     if refusal and refusal.errno == errno.EEXIST:
         for other in _links(netlink):
-            if other.ipip and other.ipip.plain and other.ipip.local == ipip.local:
+            if other.ipip == target:
                 raise LinkRefused(
                     f"device {other.name} is an ipip tunnel from {format_address(ipip.local)} to any address already, and"
                     f" the kernel allows one: remove it (`ip link delete {other.name}`)"

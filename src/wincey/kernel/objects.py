@@ -132,8 +132,9 @@ def link(message: LinkMessage, names: Names, wanted: Link | None, tx_checksum: b
             learning=message.vxlan.learning,
             gbp=message.vxlan.gbp,
         )
-    # One that leads elsewhere comes without, which is nobody's.
-    ipip = Ipip(message.ipip.local) if message.ipip and message.ipip.plain else None
+    ipip = None  # for one that is bound to a device, or leads elsewhere: not as anybody wants it
+    if message.ipip and not message.ipip.underlay and not message.ipip.elsewhere:
+        ipip = Ipip(message.ipip.local)
     return Link(
         message.name,
         kind,

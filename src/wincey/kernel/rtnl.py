@@ -136,10 +136,15 @@ class VxlanMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class IpipMessage(msgspec.Struct, frozen=True, gc=False):
-    """plain: sends to the gateway of the route, by whatever device leads there, with nothing around it."""
+    """As state.Ipip, with the device that it is bound to (0: none).
+
+    elsewhere: it has a fixed remote address, another header around it, or is external (told by each route where to send):
+    the kernel can't take that from a device.
+    """
 
     local: Address
-    plain: bool
+    underlay: int
+    elsewhere: bool
 
 
 class LinkMessage(msgspec.Struct, frozen=True, gc=False):
@@ -447,8 +452,9 @@ def _decode_vxlan(data: bytes) -> VxlanMessage:
 
 def _decode_ipip(data: bytes) -> IpipMessage:
     found = attributes(data, 0, len(data))
-    elsewhere = [found.get(each, b"") for each in (_IPTUN_REMOTE, _IPTUN_LINK, _IPTUN_ENCAP_TYPE)]
+    elsewhere = found.get(_IPTUN_REMOTE, b"") + found.get(_IPTUN_ENCAP_TYPE, b"")
     return IpipMessage(
         local=found.get(_IPTUN_LOCAL, bytes(4)),
-        plain=not any(b"".join(elsewhere)) and _IPTUN_COLLECT_METADATA not in found,
+        underlay=_U32.unpack(found[_IPTUN_LINK])[0] if _IPTUN_LINK in found else 0,
+        elsewhere=any(elsewhere) or _IPTUN_COLLECT_METADATA in found,
     )

@@ -128,7 +128,8 @@ def _qemu(kernel: Kernel, work: Path, memory: int) -> list[str]:
     share = "local,security_model=none,multidevs=remap"
     return [
         _QEMU,
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(min(2, os.cpu_count() or 1)), "-m", str(memory)),
+        # One processor: where others want the machine's too, a second one mostly waits for the first's locks.
+        *("-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", str(memory)),
         *("-M", "pc", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-serial", f"file:{work / 'console'}"),
         *("-kernel", str(kernel.image), "-initrd", str(work / "initramfs")),
