@@ -299,6 +299,13 @@ def test_a_host_with_a_new_key_takes_its_subnet_over_and_is_called_at_once() -> 
     assert [each.keepalive for each in with_keepalive] == [9, 0, 9]
 
 
+def test_peers_of_a_device_that_was_lost_are_called_at_once() -> None:
+    """Only those that had a session."""
+    edits = compose([peer(A), peer(B)], [], Known(live={A}))
+    assert [(each.public_key, each.keepalive) for each in edits] == [(A, 0), (B, 0), (A, 1), (A, 0)]
+    assert len(compose([peer(A, keepalive=7)], [], Known(given={A: (b"", 0)}, live={A}))) == 1
+
+
 def test_where_a_live_peer_is_counts_more_than_its_lease() -> None:
     there, named = (bytes([203, 0, 113, 9]), 40000), (bytes([10, 99, 0, 2]), 51820)
     for age, shown in ((10.0, named), (LIVE + 1, there), (-3600.0, named)):

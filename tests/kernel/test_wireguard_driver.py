@@ -321,6 +321,24 @@ def test_a_new_key_interrupts_nothing(pair, tmp_path, told_first):
     assert lost <= 2, output[-300:]
 
 
+def test_a_device_that_was_lost_comes_back_with_its_sessions(pair):
+    """Although nobody sends anything."""
+    left, right = pair
+    wanted = {item.key: item for item in (right.device, *facing(right, left, 1))}
+
+    async def lost_and_found() -> None:
+        driver = right.driver()
+        assert diff(wanted, await driver.observe(wanted, SCOPE)) == Changes()
+        right.ns.ip(f"link delete {DEVICE}")
+        assert await driver.apply(diff(wanted, await driver.observe(wanted, SCOPE))) == []
+        await driver.close()
+
+    before = int(left.show("latest-handshakes")[text(right.key)][0])
+    time.sleep(1.1)  # handshakes are told in seconds
+    right.ns.run_async(lost_and_found)
+    wait_until(lambda: int(left.show("latest-handshakes")[text(right.key)][0]) > before, 10)
+
+
 def test_the_choice_and_the_question(tmp_path, monkeypatch):
     with netns() as ns:
         monkeypatch.setenv("WIREGUARD_KEY_FILE", str(tmp_path / "key"))

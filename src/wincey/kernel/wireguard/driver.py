@@ -46,7 +46,8 @@ class WireguardDriver:
         peers = _peers_by_device(desired)
         for device in _NAMES:
             wanted = desired.get((WireguardDevice.tag, device))
-            self._known.pop(device, None)
+            # Who had a session before is to have one again when the device is made anew.
+            self._known[device] = Known(live=self._known.pop(device, Known()).live)
             way = self._way(device) if wanted or device in scope.devices else None
             if way is None:
                 continue

@@ -3,6 +3,7 @@
 New owners of subnets come first, which takes the subnets from the old ones, and peers go last: make before break. A peer that
 takes a subnet over from another one is most often the same host with a new key. Both ends then hold packets back until a
 handshake, so one is begun at once (see `wake`) rather than with the next packet, or 5 s after an attempt that came too early.
+The same goes for peers that had a session with a device that had to be made anew: they send by the old one for 15 s or more.
 
 The endpoint is given to a peer when it is new or its lease names another one, and otherwise left alone: WireGuard learns it
 from the packets that arrive, and for a host behind NAT or on the move it knows better than the lease.
@@ -27,7 +28,7 @@ class Known(msgspec.Struct):
     """What is known of a device's peers since it was last read, and what has been changed since.
 
     given: the endpoint that the lease of each peer named when it was last looked at, not where the peer may be by now.
-    live: those with a session. keepalives: by peer, where there is any.
+    live: those with a session, now or with a device that is gone. keepalives: by peer, where there is any.
     """
 
     subnets: dict[Subnet, bytes] = msgspec.field(default_factory=dict)
@@ -139,7 +140,8 @@ def compose(
         subnets = (*remaining.get(key, ()), *gained.get(key, ()))
         edits.append(_edit(key, peers.get(key), known, keep=key in keep, replace=key in lost, subnets=subnets))
     keepalives = known.keepalives | {key: peer.keepalive for key, peer in peers.items()}
-    edits += [edit for key in took_over for edit in wake(key, keepalives.get(key, 0))]
+    lost_session = [key for key in peers if key in known.live and key not in known.given]
+    edits += [edit for key in (*took_over, *lost_session) for edit in wake(key, keepalives.get(key, 0))]
     return [*edits, *(PeerEdit(key, remove=True) for key in gone)]
 
 

@@ -54,6 +54,7 @@ class Userspace:
         """See Running."""
         link = read_link(self._links, device)
         if link is None:
+            await self._ended(device)
             await self._launch(device)
             link = read_link(self._links, device)
         elif link.kind != "tun" or not self._listens(device):
@@ -70,11 +71,7 @@ class Userspace:
         link = read_link(self._links, device)
         if link and (refusal := self._links.transact([rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=link.index)]).get(0)):
             raise WireguardError(f"device {device} can't be deleted: {refusal}")
-        # It removes its socket last of all, and a successor's must not be taken for its own.
-        for _ in range(int(_END / _POLL)):
-            if not self._path(device).exists():
-                break
-            await asyncio.sleep(_POLL)
+        await self._ended(device)
         self._ours.pop(device, None)
 
     async def read(self, device: str) -> DeviceState | None:
@@ -95,6 +92,13 @@ class Userspace:
     def close(self) -> None:
         """Leave the processes to themselves."""
         self._links.close()
+
+    async def _ended(self, device: str) -> None:
+        """Wait a little for the process of a device that is gone: a successor must not meet its socket."""
+        for _ in range(int(_END / _POLL)):
+            if not self._listens(device):
+                return
+            await asyncio.sleep(_POLL)
 
     def _path(self, device: str) -> Path:
         return self._directory / f"{device}.sock"
