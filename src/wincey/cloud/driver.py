@@ -11,7 +11,7 @@ The reconciler audits each minute and whenever something may have changed; the A
 
 In between an audit is answered out of the last look. A look is two calls, tables and hosts; nothing is called per peer.
 
-After a failure that kind of call rests for a while (wincey.cloud.backoff), after throttling or without an answer every kind.
+After a failure that kind of call rests for a while (wincey.cloud.calls), after throttling or without an answer every kind.
 The reconciler is told the same reason meanwhile, and nothing is called. What is put, deleted and refused is logged here, each
 refusal once however many objects it concerns: the objects are `watched`.
 """
@@ -22,21 +22,19 @@ import asyncio
 import logging
 import random
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from wincey.cloud.backoff import Backoff
+from wincey.cloud.calls import Calls
 from wincey.cloud.dialects import Opens, open_dialect
-from wincey.cloud.errors import CloudConflict, CloudError, CloudForeign, CloudThrottled, CloudUnavailable
+from wincey.cloud.errors import CloudConflict, CloudError, CloudForeign
 from wincey.cloud.memory import Memory
 from wincey.cloud.table import (
     GRACE,
     CloudHost,
-    Dialect,
     Held,
     Hosts,
     Patience,
@@ -63,9 +61,6 @@ LOOK_EVERY, LOOK_PER_LEASE = 300.0, 3.0
 
 LOOK_AGAIN = 60.0  # seconds after a change
 FRESH = 2.0  # seconds for which a look is good enough to act on
-_WRITES = ("create", "replace", "delete")
-DEADLINE = 15.0
-"""Seconds that a call may take: the rest of the host is not looked after meanwhile."""
 
 
 class CloudDriver:
@@ -85,14 +80,11 @@ class CloudDriver:
         opens: Opens = open_dialect,
         grace: float = GRACE,
     ) -> None:
-        self._memory, self._rng, self._now, self._opens = Memory(directory), rng, now, opens
+        self._memory, self._rng, self._now = Memory(directory), rng, now
+        self._calls = Calls(rng, now, opens)
         self._grace = grace * rng.uniform(1, 2)  # of many hosts one deletes a stale route before the others look
         self._patience = Patience(self._grace)
         self._table: CloudTable | None = None
-        self._dialect: Dialect | None = None
-        self._backoffs: dict[Key, Backoff] = defaultdict(lambda: Backoff(rng))
-        """By kind of call and table; by host; by object."""
-        self._rest: Backoff | None = None  # the one that all calls wait for
         self._hosts: Hosts = {}
         self._known: dict[HostRef, CloudHost] = {}
         self._asked: set[HostRef] = set()
@@ -120,9 +112,10 @@ class CloudDriver:
             if not isinstance(table, CloudTable):
                 self._at_once = not desired  # nothing of any kind is wanted: the host is cleaned up
                 return self._leftovers()
-            await self._take_in(table, desired)
+            await self._use(table)
+            self._take_in(table, desired)
             if self._wanted and (self._looked is None or self._now() >= self._next_look):
-                await self._attempt("look", self._look)
+                await self._calls.attempt("look", self._look)
             self._judge()
             return self._found(desired)
 
@@ -135,6 +128,8 @@ class CloudDriver:
             for item in changes.delete:
                 self._forget(item)
             for item in changes.put:
+                if isinstance(item, CloudTable):
+                    await self._use(item)
                 self._note(item)
             self._judge()
             failures = [Failure(item, reason) for item in changes.delete if (reason := await self._delete(item))]
@@ -147,24 +142,26 @@ class CloudDriver:
     async def close(self) -> None:
         """End connections. The routes stay."""
         async with self._lock:
-            await self._drop_dialect()
+            await self._calls.close()
 
     # What is wanted and known.
 
-    async def _take_in(self, table: CloudTable, desired: Mapping[Key, Object]) -> None:
-        if table != self._table:
-            await self._drop_dialect()
-            before = self._table or self._memory.load()
-            if before and (dropped := set(before.tables).difference(table.tables) if table.tables else ()):
-                log.warning(
-                    "the config names %s no more: routes to this host may be left there, delete them by hand",
-                    ", ".join(sorted(dropped)),
-                )
-            if table.own is None:
-                self._memory.forget()  # the routes are the server's to keep
-            self._table, self._looked = table, None
-            self._backoffs.clear()
-            self._rest = None
+    async def _use(self, table: CloudTable) -> None:
+        if table == self._table:
+            return
+        before = self._table or self._memory.load()
+        if before and table.tables and (dropped := set(before.tables).difference(table.tables)):
+            log.warning(
+                "the config names %s no more: routes to this host may be left there, delete them by hand",
+                ", ".join(sorted(dropped)),
+            )
+        if table.own is None:
+            self._memory.forget()  # the routes are the server's to keep
+        await self._calls.use(table)
+        self._table, self._looked = table, None
+        self._known.clear()
+
+    def _take_in(self, table: CloudTable, desired: Mapping[Key, Object]) -> None:
         self._left = None
         if table.network not in self._networks:
             self._networks = (*self._networks, table.network)
@@ -188,7 +185,6 @@ class CloudDriver:
         self._leased.pop(item.key, None)
         self._wanted.pop(item.key, None)
         self._peers.pop(item.key, None)
-        self._backoffs.pop(item.key, None)
 
     def _judge(self) -> None:
         """See what is stale, by the last look and what is known of leases by now."""
@@ -222,42 +218,13 @@ class CloudDriver:
         except CloudForeign:
             return False
 
-    # Calls.
-
-    async def _attempt(self, kind: str, call: Callable[[], Awaitable[None]], table: str = "") -> str:
-        """Do it unless that kind of call (on that table) rests; returns why it is not done, "" if it is. Raises CloudConflict
-        where it is a kind that writes."""
-        own = self._backoffs[(kind, table)]
-        for backoff in (self._rest or own, own):
-            if backoff.waiting(self._now()):
-                return backoff.reason
-        self._rest = None
-        try:
-            # A call that takes longer ends by itself, in a thread perhaps.
-            async with asyncio.timeout(DEADLINE):
-                await call()
-        except (CloudThrottled, CloudUnavailable) as error:
-            self._rest = own
-            return own.failed(str(error), self._now())
-        except CloudError as error:
-            if isinstance(error, CloudConflict) and kind in _WRITES:
-                raise
-            return own.failed(str(error), self._now())
-        except TimeoutError:
-            self._rest = own
-            return own.failed(f"{self._table}: no answer in {DEADLINE:.0f} s", self._now())
-        own.worked(f"{self._table}: {kind}")
-        return ""
-
     async def _look(self) -> None:
-        assert self._table
-        if self._dialect is None:
-            self._dialect = self._opens(self._table)
+        dialect = self._calls.dialect
         asked = {*self._wanted.values(), *self._peers.values()}
-        hosts = await self._dialect.hosts(sorted(asked, key=str))
+        hosts = await dialect.hosts(sorted(asked, key=str))
         # Those that are gone have left routes in the tables that theirs were.
         self._known.update(hosts)
-        tables = await self._dialect.tables(self._known)
+        tables = await dialect.tables(self._known)
         self._hosts, self._asked, self._tables, self._routes = hosts, asked, tables, by_destination(tables)
         self._looked = self._now()
         self._ours.update(name for host in hosts.values() for name in host.next_hop)
@@ -275,7 +242,7 @@ class CloudDriver:
         fresh = self._looked is not None and self._now() - self._looked <= FRESH
         if fresh and self._asked.issuperset(self._wanted.values()):
             return ""
-        reason = await self._attempt("look", self._look)
+        reason = await self._calls.attempt("look", self._look)
         self._judge()
         return reason
 
@@ -283,9 +250,9 @@ class CloudDriver:
         """Returns why it can't be done, "" if it is. What concerns this object alone holds up no other."""
         if not isinstance(item, CloudRoute | CloudForwarding):
             return ""
-        for own in (self._backoffs[item.key], self._backoffs[("host", item.host)]):
-            if own.waiting(self._now()):
-                return own.reason
+        for key in (item.key, ("host", item.host)):
+            if reason := self._calls.resting(key):
+                return reason
         try:
             try:
                 reason = await self._make(item)
@@ -293,37 +260,36 @@ class CloudDriver:
                 self._looked = None
                 reason = await self._make(item)
         except CloudError as error:
-            return self._backoffs[item.key].failed(str(error), self._now())
+            return self._calls.failed(item.key, str(error))
         if not reason:
-            self._backoffs[item.key].worked(str(item))
+            self._calls.worked(item.key)
         return reason
 
     async def _make(self, item: CloudRoute | CloudForwarding) -> str:
         assert self._table
-        if self._looked is not None and (reason := self._resting(item)):
+        host = self._hosts.get(item.host)
+        if self._looked is not None and host and (reason := self._calls.resting(*self._kinds(item, host))):
             return reason
         if reason := await self._look_now():
             return reason
-        assert self._dialect
-        dialect, host = self._dialect, self._hosts.get(item.host)
-        own = self._backoffs[("host", item.host)]
+        host = self._hosts.get(item.host)
         if host is None:
-            return own.failed(
+            return self._calls.failed(
+                ("host", item.host),
                 f"{self._table.provider} has no instance {item.host} in the network of the tables, or the address that the"
                 " host's lease publishes is not that instance's",
-                self._now(),
             )
-        own.worked(f"{self._table}: {item.host}")
-        if isinstance(item, CloudForwarding):
-            if host.forwards:
-                return ""
-            reason = await self._attempt("forward", partial(dialect.allow_forwarding, host))
-            if not reason:
-                log.info("done: %s", item)
-                self._hosts = {**self._hosts, item.host: msgspec.structs.replace(host, forwards=True)}
-            return reason
-        reasons = [await self._take(step) for step in self._steps(item, host)]
-        return next(filter(None, reasons), "")
+        self._calls.worked(("host", item.host))
+        if isinstance(item, CloudRoute):
+            reasons = [await self._take(step) for step in self._steps(item, host)]
+            return next(filter(None, reasons), "")
+        if host.forwards:
+            return ""
+        reason = await self._calls.attempt("forward", partial(self._calls.dialect.allow_forwarding, host))
+        if not reason:
+            log.info("done: %s", item)
+            self._hosts = {**self._hosts, item.host: msgspec.structs.replace(host, forwards=True)}
+        return reason
 
     async def _take(self, step: Step) -> str:
         """Put a route; returns why not."""
@@ -331,11 +297,10 @@ class CloudDriver:
         self._memory.save(self._table)
 
         async def put() -> None:
-            assert self._dialect
             check_room(self._tables, step)
-            await self._dialect.put(step)
+            await self._calls.dialect.put(step)
 
-        reason = await self._attempt(_kind(step), put, step.table)
+        reason = await self._calls.attempt(_kind(step), put, step.table)
         if not reason:
             new = TableRoute(step.table, step.destination, step.host.next_hop)
             log.info("put: %s" + (", instead of %s" if step.old else ""), *([new, step.old] if step.old else [new]))
@@ -344,17 +309,11 @@ class CloudDriver:
             self._next_look = min(self._next_look, self._now() + LOOK_AGAIN)
         return reason
 
-    def _resting(self, item: CloudRoute | CloudForwarding) -> str:
-        """Why all that it takes, by the last look, is not to be called now."""
-        host = self._hosts.get(item.host)
-        if host is None:
-            return ""
+    def _kinds(self, item: CloudRoute | CloudForwarding, host: CloudHost) -> list[Key]:
+        """The calls that it takes by the last look."""
         if isinstance(item, CloudForwarding):
-            kinds = [("forward", "")]
-        else:
-            kinds = [(_kind(step), step.table) for step in self._steps(item, host)]
-        backoffs = [self._backoffs[kind] for kind in kinds]
-        return backoffs[0].reason if backoffs and all(each.waiting(self._now()) for each in backoffs) else ""
+            return [("forward", "")]
+        return [(_kind(step), step.table) for step in self._steps(item, host)]
 
     def _steps(self, item: CloudRoute, host: CloudHost) -> list[Step]:
         return steps(self._tables, self._routes.get(item.destination, {}), item.destination, host)
@@ -364,17 +323,16 @@ class CloudDriver:
         ripe = [each for each in self._ripe if isinstance(item, CloudRoute) and each.destination == item.destination]
         if not ripe:
             return ""
-        if (backoff := self._backoffs[("delete", ripe[0].table)]).waiting(self._now()):
-            return backoff.reason
+        if reason := self._calls.resting(*(("delete", each.table) for each in ripe)):
+            return reason
         if reason := await self._look_now():
             return reason
         reasons = [await self._remove(each) for each in ripe if each in self._ripe]
         return next(filter(None, reasons), "")
 
     async def _remove(self, route: TableRoute) -> str:
-        assert self._dialect
         try:
-            reason = await self._attempt("delete", partial(self._dialect.delete, route), route.table)
+            reason = await self._calls.attempt("delete", partial(self._calls.dialect.delete, route), route.table)
         except CloudConflict:  # it is not as it was listed: another host has put it
             self._looked = None
             return ""
@@ -401,8 +359,7 @@ class CloudDriver:
             self._left = self._now()
         if not self._at_once and self._now() - self._left < self._grace:
             return []
-        if self._table is None:
-            self._table = table
+        await self._use(table)
         self._leased, self._peers = {}, {}
         if table.own:
             self._wanted = {table.key: table.own}
@@ -417,14 +374,9 @@ class CloudDriver:
         if reason:
             return [Failure(table, reason)]
         self._memory.forget()
-        self._table = self._left = None
-        await self._drop_dialect()
+        await self._calls.use(None)
+        self._table = self._left = self._looked = None
         return []
-
-    async def _drop_dialect(self) -> None:
-        dialect, self._dialect, self._looked = self._dialect, None, None
-        if dialect:
-            await dialect.close()
 
 
 def _names(host: HostRef) -> set[str]:
