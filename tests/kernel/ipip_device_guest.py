@@ -19,10 +19,19 @@ WHOLE = [
 ]
 
 
-@pytest.fixture
-def host():
+@pytest.fixture(scope="module")
+def shared():
     with joined() as (left, _):
         yield left
+
+
+@pytest.fixture
+def host(shared):
+    """The one host, without devices that the test before has left: in a guest, making a namespace takes seconds."""
+    yield shared
+    for link in shared.json("ip -j link"):
+        if link["ifname"] in ("flannel.ipip", "mine"):
+            shared.ip(f"link del {link['ifname']}")
 
 
 def settle(host, objects, *, stable=True):
