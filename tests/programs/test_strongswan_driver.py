@@ -260,6 +260,12 @@ def test_what_is_missing_is_told_in_one_line(host, tmp_path, monkeypatch):
         await again.become()
         await again.driver.close()
 
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "charon").symlink_to("/bin/false")
+        with monkeypatch.context() as other:
+            other.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+            assert "charon ended at once: see" in (await reason_of(Run(tmp_path / "e"), DAEMON))[str(DAEMON)]
+
         monkeypatch.setattr(charon, "DIRECTORIES", ())
         monkeypatch.setenv("PATH", "/nowhere")
         missing = (await reason_of(Run(tmp_path / "c"), DAEMON))[str(DAEMON)]

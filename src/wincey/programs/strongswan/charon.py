@@ -133,21 +133,36 @@ async def start(directory: Path, esp: str) -> None:
     if process.returncode:
         raise CharonError(f"charon did not start: {words.decode(errors='replace').strip().rpartition(chr(10))[2]}")
     try:
-        await _listens(directory)
+        descriptor = os.pidfd_open(int(pid))
+    except ProcessLookupError:
+        raise _ended_at_once(directory) from None
+    try:
+        await _listens(directory, descriptor)
     except CharonError:
         with contextlib.suppress(ProcessLookupError):  # nobody could ever talk to it
-            os.kill(int(pid), signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         raise
+    finally:
+        os.close(descriptor)
 
 
-async def _listens(directory: Path) -> None:
+async def _listens(directory: Path, descriptor: int) -> None:
     deadline = time.monotonic() + _START
     while time.monotonic() < deadline:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             if not sock.connect_ex(str(directory / SOCKET)):
                 return
+        if await _ended(descriptor, 0):
+            raise _ended_at_once(directory)
         await asyncio.sleep(_POLL)
     raise CharonError(f"charon did not start within {_START:.0f} s; its log is {directory / LOG}")
+
+
+def _ended_at_once(directory: Path) -> CharonError:
+    return CharonError(
+        f"charon ended at once: see {directory / LOG}. Where another charon runs on this machine, ours needs CAP_SYS_ADMIN"
+        " for a place of its own for its pid file"
+    )
 
 
 async def stop(directory: Path, connection: Vici) -> None:
