@@ -10,7 +10,15 @@ from support.clouds import Gce
 from support.fake_cloud import Answer
 from support.fake_gce import NETWORK, PROJECT, ZONE, Instance, error_answer, network_url
 from wincey.cloud import gce
-from wincey.cloud.errors import CloudConflict, CloudDenied, CloudFull, CloudNotInstalled, CloudUnavailable
+from wincey.cloud.errors import (
+    CloudConflict,
+    CloudDenied,
+    CloudError,
+    CloudFull,
+    CloudNotInstalled,
+    CloudThrottled,
+    CloudUnavailable,
+)
 from wincey.cloud.table import Step
 from wincey.model.address import Subnet, parse_address
 from wincey.model.cloud import CloudTable, HostRef
@@ -135,6 +143,32 @@ async def test_a_token_that_is_refused_is_renewed_once(at):
 async def test_scopes(at):
     at.fake.scopes = ["https://www.googleapis.com/auth/devstorage.read_only"]
     with pytest.raises(CloudDenied, match="set-service-account NAME --scopes=compute-rw"):
+        await at.listed()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind", "words"),
+    [
+        (403, "forbidden", CloudDenied, r"grant the service account compute.routes.list"),
+        (403, "accessNotConfigured", CloudDenied, f"gcloud services enable compute --project={PROJECT}"),
+        (403, "rateLimitExceeded", CloudThrottled, "refuses routes.list: Some words"),
+        (429, "", CloudThrottled, "refuses routes.list: Some words"),
+        (503, "backendError", CloudUnavailable, "backendError"),
+        (400, "invalid", CloudError, "invalid"),
+    ],
+)
+async def test_refusals(at, status, reason, kind, words):
+    at.fake.faults["routes.list"] = [error_answer(status, reason, "Some\n words.")]
+    with pytest.raises(kind, match=words) as caught:
+        await at.listed()
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+
+
+async def test_an_instance_without_a_service_account(at, monkeypatch):
+    metadata = at.fake._metadata
+    monkeypatch.setattr(at.fake, "_metadata", lambda call: Answer(404, b"") if "token" in call.path else metadata(call))
+    with pytest.raises(CloudDenied, match="Give the instance a service account with the scope compute-rw"):
         await at.listed()
 
 

@@ -269,6 +269,8 @@ class GceDialect:
                 "; the instance's access scopes lack compute: stop it and"
                 " gcloud compute instances set-service-account NAME --scopes=compute-rw"
             )
+        elif reason == "accessNotConfigured":
+            text += f"; gcloud services enable compute --project={self._project}"
         elif kind is CloudDenied:
             text += f"; grant the service account compute.{action} (roles/compute.networkAdmin has what routes need)"
         raise kind(text)
