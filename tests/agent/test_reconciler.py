@@ -8,6 +8,7 @@ from support.memory_kernel import MemoryKernel
 from wincey.agent.desired import DesiredState
 from wincey.agent.reconciler import Reconciler, causes
 from wincey.model.address import Subnet
+from wincey.model.bgp import BgpRoute
 from wincey.model.state import Failure, InterfaceAddress, Link, Route, Sysctl
 
 A, B = Route(Subnet.parse("10.3.1.0/24"), "flannel.1"), Route(Subnet.parse("10.3.2.0/24"), "flannel.1")
@@ -95,3 +96,25 @@ async def test_without_a_device_nothing_is_said_of_what_belongs_on_it():
     failures = [Failure(item, "no") for item in (address, A, loose, link, other)]
     assert [failure.object for failure in causes(failures)] == [link, other]
     assert causes(failures[:2]) == failures[:2]
+
+
+async def test_what_another_program_makes_is_never_repaired_and_told_by_its_driver(running, monkeypatch, caplog):
+    monkeypatch.setattr("wincey.agent.reconciler.RETRY_FIRST", 0.02)
+    reconciler, kernel, desired = running
+    learned = BgpRoute(A.destination)
+    desired.put("a", [learned])
+    reconciler.apply_soon()
+    await until(lambda: learned.key in kernel.objects)
+    kernel.failing[BgpRoute] = "nobody announces it"
+    kernel.tamper(remove=learned.key)
+    await until(lambda: reconciler.failures)
+    assert reconciler.repaired == 0
+    assert caplog.messages == []
+    # It hides no failure of another object.
+    kernel.failing[Route] = "no such device"
+    desired.put("b", [B])
+    reconciler.apply_soon()
+    await until(lambda: B.key in reconciler.failures)
+    assert any("no such device" in record.message and record.levelname == "ERROR" for record in caplog.records)
+    kernel.failing.clear()
+    await until(lambda: not reconciler.failures)

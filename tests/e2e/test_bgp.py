@@ -36,6 +36,8 @@ def test_bird_and_frr_with_a_password_bfd_and_other_numbers(make_lab):
     options = {"Password": "s3cret-!#{}", "BFD": True, "Port": 1179, "ASN": 4200000001}
     lab = make_lab(config=network_config("bgp", **options), hosts=3, daemons=daemons(*kinds))
     works(lab, (4,))
+    control = str(run_directory(lab.hosts[0]) / "bird.ctl")
+    wait_until(lambda: lab.hosts[0].exec(["birdc", "-s", control, "show", "bfd", "sessions"]).stdout.count(" Up ") == 2)
     for host, kind in zip(lab.hosts, kinds, strict=True):
         assert f"proto {PROTOCOL[kind]}" in routes(host)
         assert "s3cret" not in "\n".join(host.log())

@@ -42,6 +42,7 @@ class Reconciler:
         self._why: str | None = None
         self._settled = asyncio.Event()
         self._failed_audits = 0
+        self._told = False  # the last audit's failures are known
         self._audit_cost = 0.0
         for driver in drivers:
             driver.watch(self.suspect)
@@ -112,6 +113,7 @@ class Reconciler:
         await self._apply(changes)
         self._settled.set()
         self._failed_audits = self._failed_audits + 1 if self.failures else 0
+        self._told = any(not failure.object.watched for failure in self.failures.values())
 
     def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:
         # What the plan has just changed, and retries of what failed before, are no repairs.
@@ -138,7 +140,7 @@ class Reconciler:
             self._tell_failures()
 
     def _tell_failures(self) -> None:
-        level = logging.ERROR if self._failed_audits == 0 else logging.DEBUG
+        level = logging.DEBUG if self._told else logging.ERROR
         failures = [failure for failure in causes(self.failures.values()) if not failure.object.watched]
         for failure in failures[:5]:
             log.log(level, "%s: %s", failure.object, failure.reason)
