@@ -133,3 +133,16 @@ def test_killed_at_its_first_write_then_denied(make_vpc, kind):
     vpc.cloud.deny()
     vpc.wait_for(h1, h2)  # by itself
     assert len([line for line in h2.log() if vpc.cloud.denial in line]) == 1
+
+
+@pytest.mark.parametrize("kind", CLOUDS)
+def test_a_host_that_is_in_no_cloud(make_lab, kind, monkeypatch):
+    nowhere = "http://127.0.0.1:9"
+    for variable, value in CLOUDS[kind]().environment(nowhere, nowhere).items():
+        monkeypatch.setenv(variable, value)
+    host = make_lab(kind, hosts=1, start=[]).hosts[0]
+    host.start_daemon(wait=False)
+    wait_until(lambda: not host.running, 30)
+    assert host.daemon.exit_code == 1
+    assert "metadata server: 127.0.0.1:9: Connection refused; the backend works on an instance of" in host.log()[-1]
+    assert not host.subnet_file.exists()
