@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -34,8 +35,10 @@ from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
 from wincey.store.open import StoreOptions, open_remote, open_store
 from wincey.store.registry import LeaseStore, Registry
-from wincey.store.remote import RemoteRegistry
 from wincey.tunnel.driver import TunnelDriver
+
+if TYPE_CHECKING:  # it loads an HTTP client, which only hosts behind a server need
+    from wincey.store.remote import RemoteRegistry
 
 log = logging.getLogger(__name__)
 

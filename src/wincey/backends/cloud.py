@@ -26,8 +26,6 @@ TABLES = "RouteTableID"
 """The config's key for route tables, where a cloud has several."""
 INSTANCE = "instance"
 """In HostFacts.found: the host's id or name in the cloud."""
-CLOUD_KEYS = ("AccessKeyID", "AccessKeySecret")
-"""Keys of any backend's that open the cloud to who has them."""
 SERVED = "served"
 """In HostFacts.found: "yes" when our server keeps the table."""
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _FILTER = 200  # values that a filter may have
 _USUAL_QUOTA = 50
 _QUOTA = {"ServiceCode": "vpc", "QuotaCode": "L-93826ACB"}
-"""Routes per route table: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html"""
+"""Routes per route table (Amazon VPC user guide, "Amazon VPC quotas")."""
 _QUOTA_AGAIN = 3600.0  # seconds
 
 _Json: TypeAlias = Mapping[str, Any]  # boto3's answers have no types

@@ -30,6 +30,8 @@ CONFIG = "wincey-config"
 """Response header of a long poll: `changed` when the network config did."""
 CLOUD, KEPT = "wincey-cloud-routes", "kept"
 """Response header of GET config: the server keeps the cloud's route tables for its clients."""
+CLOUD_KEYS = ("AccessKeyID", "AccessKeySecret")
+"""Keys of a config's Backend that open a cloud to who has them; such a server keeps them to itself."""
 ERROR = "wincey-error"
 """Response header: the kind of failure, one of the following."""
 DUPLICATE_HOST, OUT_OF_SUBNETS = "duplicate-host", "out-of-subnets"

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from wincey.backends.cloud import CLOUD_KEYS
 from wincey.http.server import Request, Response
 from wincey.leasing.claims import Host
 from wincey.model import remote_api as wire
@@ -145,7 +144,7 @@ class Api:
         config, raw = await network.config()
         if not self._keeps_cloud:
             return _json(wire.encode_config(config, raw))
-        return _json(wire.encode_config(config, raw, CLOUD_KEYS), ((wire.CLOUD, wire.KEPT),))
+        return _json(wire.encode_config(config, raw, wire.CLOUD_KEYS), ((wire.CLOUD, wire.KEPT),))
 
     async def _take(self, request: Request, network: Network, key: str) -> Response:
         lease = await network.take(
