@@ -1,15 +1,21 @@
 """aws-vpc hosts against EC2's API (moto, with what it lacks injected: see support.aws): whatever happens, the table converges
 to the leases, and what is foreign is not touched."""
 
+import asyncio
 import logging
+import sys
 
 import pytest
 
 from support.aws import REGION
 from support.cloudhosts import CloudCluster, CloudServer, foreign_lease
+from wincey.cloud import aws as dialect
 from wincey.model.address import Subnet, parse_address
 from wincey.model.cloud import CloudRoute, CloudTable, HostRef
+from wincey.model.lease import LeaseKey
 from wincey.model.state import Route
+
+really_open = dialect._open
 
 CONFIG = '{"Network": "10.3.0.0/16", "Backend": {"Type": "aws-vpc"}}'
 KEYS = ["10.3.1.0-24", "10.3.2.0-24", "10.3.3.0-24"]
@@ -399,6 +405,54 @@ async def test_leases_of_flannel_are_not_stale(stage):
     del cluster.leases[lease.key]
     await cluster.wait(600)
     assert network.routes().keys() == {"10.3.1.0/24"}
+
+
+async def test_a_route_that_was_put_between_anothers_look_and_deletion_is_put_back(stage):
+    """EC2 deletes by destination, whatever is there by then: the one moment that patience can't close."""
+    aws, network, cluster = stage
+    first, second, _ = cluster.hosts
+    gone = network.interface(network.add("10.99.0.78"))["NetworkInterfaceId"]
+    aws.admin.create_route(RouteTableId=network.main, DestinationCidrBlock="10.3.2.0/24", NetworkInterfaceId=gone)
+    aws.blackholes.add(gone)
+    await cluster.join(first, KEYS[0])
+    loop, seen = asyncio.get_running_loop(), []
+
+    def join_meanwhile():
+        second.key = LeaseKey.parse(KEYS[1])
+        cluster.leases[second.key] = second.lease
+        asyncio.run_coroutine_threadsafe(second.settle(), loop).result(30)
+        seen.append(network.hosts())
+
+    aws.fail("DeleteRoute", join_meanwhile)
+    while not seen:
+        cluster.clock.now += 60
+        await first.settle()
+    assert seen == [table_of(cluster, network)]
+    assert network.hosts().keys() == {"10.3.1.0/24"}, "deleted"
+    await cluster.wait(120)
+    assert network.hosts() == table_of(cluster, network)
+    await cluster.wait(600)
+    assert aws.calls.count("DeleteRoute") == 1
+
+
+async def test_without_boto3_one_line(stage, caplog, monkeypatch):
+    _, _, cluster = stage
+    monkeypatch.setattr(dialect, "_open", really_open)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    await cluster.join(cluster.hosts[0], KEYS[0])
+    await cluster.wait(300)
+    (line,) = lines(caplog)
+    assert line.startswith("the backend aws-vpc needs boto3, which is not installed: pip install 'wincey[aws]'")
+
+
+async def test_a_denial_is_told_without_its_encoded_part(stage, caplog):
+    aws, _, cluster = stage
+    said = "You are not authorized to perform this operation. Encoded authorization failure message: " + "x" * 900
+    aws.fail_always("CreateRoute", 403, "UnauthorizedOperation", said)
+    await cluster.join(cluster.hosts[0], KEYS[0])
+    (line,) = lines(caplog)
+    assert "(UnauthorizedOperation: You are not authorized to perform this operation.): allow ec2:CreateRoute" in line
+    assert "xxx" not in line
 
 
 async def test_a_server_keeps_the_table_for_clients_without_credentials(aws, tmp_path):

@@ -40,8 +40,8 @@ _ERROR = (
 
 
 class Aws:
-    """One running stage. faults: by action, a list of what happens to its next calls: (status, code, message), `drop`
-    or `drop-after`; the last one stays when it is wrapped as ("always", fault)."""
+    """One running stage. faults: by action, a list of what happens to its next calls: (status, code, message), `drop`,
+    `drop-after`, or a function to call before it is passed on; one as ("always", fault) stays."""
 
     def __init__(self, port: int, moto_port: int) -> None:
         self.port, self._moto = port, moto_port
@@ -203,6 +203,8 @@ class _Front(BaseHTTPRequestHandler):
             status, code, message = fault
             self._answer(status, _ERROR.format(code, message).encode(), "text/xml")
             return
+        if callable(fault):
+            fault()
         if fault == "drop":
             self.close_connection = True
             return

@@ -66,7 +66,8 @@ def translate(error: Exception, action: str, what: str) -> CloudError:
 
 def _refused(error: exceptions.ClientError, action: str, what: str) -> CloudError:
     about = error.response.get("Error", {})
-    code, message = str(about.get("Code", "")), " ".join(str(about.get("Message", "")).split())[:300]
+    code, message = str(about.get("Code", "")), " ".join(str(about.get("Message", "")).split())
+    message = message.partition(" Encoded authorization failure message")[0][:300]
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = f"{code}: {message}" if message else code
     for applies, kind, text in (
