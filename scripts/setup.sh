@@ -83,6 +83,8 @@ apt_install() {
     # Installed for tests that start servers of their own: the next boot must not start one either.
     case " $* " in *" etcd-server "*) ! has systemctl || systemctl disable etcd >/dev/null 2>&1 || : ;; esac
     case " $* " in *" docker.io "*) ! has systemctl || systemctl disable docker.service docker.socket >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" bird2 "*) ! has systemctl || systemctl disable bird >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" frr "*) ! has systemctl || systemctl disable frr >/dev/null 2>&1 || : ;; esac
 }
 
 case $purpose in

@@ -6,12 +6,14 @@ import time
 
 import pytest
 
-from support.bgp import bird_router, daemons, frr_router, pid, run_directory, sessions
+from support.bgp import bird_router, daemons, frr_router, needs_bird_and_frr, pid, run_directory, sessions
 from support.keys import delete, lease_key, wait_until
 from support.mtu import mtu_is_right
 from support.traffic import ContinuousPing, ping, transfer
 from wincey.lab.node import own_flanneld
 from wincey.lab.plan import network_config
+
+pytestmark = needs_bird_and_frr
 
 PROTOCOL = {"bird": "bird", "frr": "bgp"}
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from support.bgp import needs_bird_and_frr
 from wincey.model.address import Subnet, parse_address
 from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker, Secret
 from wincey.programs.bgp import bird, frr
@@ -54,6 +55,7 @@ def fitting(who):
     return [peer for peer in PEERS if who.local_v6 or len(peer.address) == 4]
 
 
+@needs_bird_and_frr
 @pytest.mark.root
 @pytest.mark.parametrize("who", SPEAKERS, ids=["plain", "all", "ipv4"])
 def test_bird_takes_it(tmp_path, who):
@@ -63,6 +65,7 @@ def test_bird_takes_it(tmp_path, who):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@needs_bird_and_frr
 @pytest.mark.root
 def test_bird_takes_it_beside_what_a_host_has(tmp_path):
     who = speaker(instance="host", include=str(tmp_path / "wincey.conf"), control="x")
@@ -75,6 +78,7 @@ def test_bird_takes_it_beside_what_a_host_has(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@needs_bird_and_frr
 @pytest.mark.root
 @pytest.mark.parametrize("who", SPEAKERS, ids=["plain", "all", "ipv4"])
 def test_frr_takes_it(tmp_path, who):

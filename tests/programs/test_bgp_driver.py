@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from support.bgp import needs_bird_and_frr
 from support.netns import joined
 from wincey.kernel.diff import diff
 from wincey.model.address import Subnet, parse_address
@@ -25,7 +26,7 @@ from wincey.programs.bgp import launch, question
 from wincey.programs.bgp.driver import BgpDriver
 from wincey.programs.bgp.files import Applied, Room
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, needs_bird_and_frr]
 
 KINDS = pytest.mark.parametrize("kind", ["bird", "frr"])
 

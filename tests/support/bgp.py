@@ -1,14 +1,22 @@
 """BGP in a lab: hosts with BIRD or FRR, what their routing daemons tell, and routers that are not ours."""
 
 import json
+import os
 import shlex
 from contextlib import suppress
+
+import pytest
 
 from wincey.lab.node import own_flanneld
 from wincey.model.address import parse_address
 from wincey.programs.bgp import bird
 
-FRR = "/usr/lib/frr"
+BIRD, FRR = "/usr/sbin/bird", "/usr/lib/frr"
+
+needs_bird_and_frr = pytest.mark.skipif(
+    not all(os.access(path, os.X_OK) for path in (BIRD, f"{FRR}/bgpd", f"{FRR}/zebra")),
+    reason="needs BIRD 2 and FRR (packages bird2 and frr)",
+)
 
 
 def daemons(*kinds):
