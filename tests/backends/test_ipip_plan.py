@@ -2,6 +2,7 @@
 
 import pytest
 
+from wincey.agent.company import Company
 from wincey.agent.planner import Planner, Policy
 from wincey.backends.base import HostFacts
 from wincey.backends.catalogue import make, towards
@@ -32,7 +33,7 @@ def lease(kind="ipip", subnet="10.3.2.0-24", address=THERE):
     return Lease(LeaseKey.parse(subnet), LeaseAttrs(address, None, kind))
 
 
-def planner(kind, host):
+def planner(kind, host, others=None):
     chosen = config(kind)
     return Planner(
         config=chosen,
@@ -41,6 +42,7 @@ def planner(kind, host):
         identity=Identity(host.public, None),
         own=OWN,
         policy=Policy(forward=False),
+        others=others,
     )
 
 
@@ -122,3 +124,11 @@ def test_a_host_without_ipv4_has_no_way_to_an_ipip_peer():
     six = config("host-gw", network='"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:3::/48"')
     with pytest.raises(BadLease, match=r"'ipip', which this host can't reach: .*IPv4 only"):
         towards(lease().attrs, six, facts())
+
+
+def test_the_device_of_another_network_is_not_taken_for_a_late_peer():
+    company = Company()
+    company.take("blue", config(network='"Network": "10.7.0.0/16"'))
+    with pytest.raises(BadLease, match=r"flannel\.ipip, the device of another network"):
+        planner("host-gw", facts(), company.others("red")).peer(lease())
+    assert planner("host-gw", facts(), company.others("blue")).peer(lease())

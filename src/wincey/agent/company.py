@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from wincey.backends.ipip import DEVICE as IPIP_DEVICE
+from wincey.backends.ipip import IpipBackend
 from wincey.backends.udp import PORT as UDP_PORT
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import PORT as VXLAN_PORT
@@ -68,7 +70,7 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Others(msgspec.Struct, frozen=True):
-    """What the other networks of a host have: their ranges, in order, and their vxlan devices."""
+    """What the other networks of a host have: their ranges, in order, and their devices that a peer might ask for too."""
 
     ranges: tuple[Subnet, ...] = ()
     devices: frozenset[str] = frozenset()
@@ -107,7 +109,10 @@ class Company:
         others = [taken for other, taken in self._taken.items() if other != name]
         ranges = sorted((each for taken in others for each in taken.ranges), key=lambda one: (one.bits, one.first))
         vnis = [taken.vni for taken in others if taken.vni is not None]
-        return Others(tuple(ranges), frozenset(device_name(vni, family) for vni in vnis for family in _FAMILIES))
+        devices = {device_name(vni, family) for vni in vnis for family in _FAMILIES}
+        if any(taken.backend == IpipBackend.type for taken in others):
+            devices.add(IPIP_DEVICE)
+        return Others(tuple(ranges), frozenset(devices))
 
     def tun(self, name: str, remembered: Iterable[str]) -> str:
         """A name for a TUN device that no other network has: the one that it had before, else the first free one."""
