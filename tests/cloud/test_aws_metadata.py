@@ -3,6 +3,7 @@
 import pytest
 
 from support.aws import REGION
+from wincey.agent.parts import HostAsk
 from wincey.backends.base import HostFacts
 from wincey.backends.catalogue import make, towards
 from wincey.cloud.aws_metadata import ask_host, ask_server
@@ -106,3 +107,16 @@ def test_hosts_of_another_backend_reach_such_a_host_by_the_cloud():
     assert way.reaches(attrs)
     assert not way.reaches(LeaseAttrs(IP, backend_type="vxlan"))
     assert way.peer(OWN, Lease(OWN, attrs)) == []
+
+
+async def test_who_knows_nothing_of_itself_is_found_by_its_address_where_a_server_keeps_the_table(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1")
+    assert await HostAsk(tmp_path, served=lambda: True)(config(), facts()) == {"served": "yes"}
+    with pytest.raises(NotJoinable):
+        await HostAsk(tmp_path)(config(), facts())
+    assert await HostAsk(tmp_path, served=lambda: True)(config(kind="vxlan"), facts()) == {}
+    assert (
+        make(config(), HostFacts("eth0", 9001, IP, None, IP, None, found={"served": "yes"})).attrs().backend_data == b""
+    )

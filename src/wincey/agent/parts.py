@@ -6,6 +6,7 @@ something is remembered in the state file, so that a later run, with whatever co
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,12 @@ from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTable
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
+from wincey.model.errors import NotJoinable
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
+
+log = logging.getLogger(__name__)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -241,7 +245,11 @@ class HostAsk:
     async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
         """Raises BadConfig and NotJoinable."""
         question = QUESTIONS.get(config.backend_type)
-        found = await question(config, facts, self._directory) if question else {}
-        if config.backend_type in SERVER_QUESTIONS and self._served():
-            found = {**found, SERVED: "yes"}
-        return found
+        if config.backend_type not in SERVER_QUESTIONS or not self._served():
+            return await question(config, facts, self._directory) if question else {}
+        assert question
+        try:
+            return {**await question(config, facts, self._directory), SERVED: "yes"}
+        except NotJoinable as error:
+            log.info("the server has to find this host by its address: %s", error)
+            return {SERVED: "yes"}
