@@ -15,6 +15,8 @@ from wincey.programs.bgp.session import Session
 RESTART_TIME = 120
 """Seconds for which neighbours keep our routes while the routing daemon is started anew."""
 
+_LOG_SIZE = 4 << 20  # bytes, after which the log begins anew
+
 _HEAD = "# Written by flanneld, which writes it anew at every change.\n"
 
 
@@ -48,7 +50,7 @@ def sessions(lines: Iterable[str], peers: Iterable[BgpPeer]) -> dict[Address, Se
 
 
 def _own(speaker: BgpSpeaker, log: str) -> Iterator[str]:
-    yield f'log "{log}" {{ info, remote, warning, error, auth, fatal, bug }};'
+    yield f'log "{log}" {_LOG_SIZE} "{log}.1" {{ info, remote, warning, error, auth, fatal, bug }};'
     yield f"router id {format_address(speaker.router_id)};"
     # A neighbour that never comes back must not keep our own subnet from being announced for long.
     yield "graceful restart wait 10;"

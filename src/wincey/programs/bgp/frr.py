@@ -23,7 +23,7 @@ _HEAD = "! Written by flanneld, which writes it anew at every change.\n"
 
 def config(speaker: BgpSpeaker, peers: Iterable[BgpPeer], log: str) -> str:
     """What bgpd is started with. log: its log file."""
-    lines = [f"log file {log} informational", *_filters(speaker), f"router bgp {speaker.asn}"]
+    lines = [f"log file {log} warnings", *_filters(speaker), f"router bgp {speaker.asn}"]
     lines += [
         f" bgp router-id {format_address(speaker.router_id)}",
         " no bgp default ipv4-unicast",
@@ -47,12 +47,12 @@ def config(speaker: BgpSpeaker, peers: Iterable[BgpPeer], log: str) -> str:
 def zebra_config(log: str) -> str:
     """What zebra is started with."""
     # Next hop objects would stay in the kernel when zebra is killed.
-    return _HEAD + f"log file {log} informational\nno zebra nexthop kernel enable\n"
+    return _HEAD + f"log file {log} warnings\nno zebra nexthop kernel enable\n"
 
 
 def bfdd_config(log: str) -> str:
     """What bfdd is started with."""
-    return _HEAD + f"log file {log} informational\n"
+    return _HEAD + f"log file {log} warnings\n"
 
 
 def add(speaker: BgpSpeaker, peer: BgpPeer) -> list[str]:
