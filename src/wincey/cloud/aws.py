@@ -1,7 +1,7 @@
 """The dialect of AWS's route tables (compatibility reference, section 6.7): EC2's API by boto3, in threads.
 
 boto3 finds credentials and endpoints in its usual ways (environment, files, the instance's role; AWS_ENDPOINT_URL). It costs
-a daemon about 50 MB of memory and 0.4 s of its start, so it is imported when the backend is used, and an extra of the package.
+a daemon about 40 MB of memory and half a second of its start, so it is imported when the backend is used, and an extra of the package.
 
 Routes lead to network interfaces. A listing names the interface, and its instance where there is one. What is no host (an
 internet, NAT or transit gateway, a peering, a prefix list) has no such names. Routes that a virtual private gateway propagates
