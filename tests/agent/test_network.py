@@ -347,6 +347,20 @@ async def test_at_the_start_what_cannot_be_is_the_end(world):
         await Agent(world, 4).ends()
 
 
+async def test_what_only_a_peer_would_need_is_no_reason_to_stay_outside(world, caplog):
+    """A kernel without ipip, and a peer that is late with the change from it."""
+    await world.put_config(Backend={"Type": "host-gw"})
+    await world.put_peer("10.3.200.0-24", backend_type="ipip", backend_data=b"")
+    await world.put_peer("10.3.201.0-24", "10.99.0.8", backend_type="host-gw", backend_data=b"")
+    agent = Agent(world)
+    agent.kernel.failing |= {Link: "no ipip here", InterfaceAddress: "not there"}
+    async with agent.living():
+        await until(lambda: agent.is_ready)
+        assert "10.3.201.0/24" in agent.routes()
+    assert "no ipip here" in caplog.text
+    assert "not there" not in caplog.text
+
+
 async def test_without_the_program_for_the_rules_a_running_host_goes_on(world, caplog):
     async with Agent(world).living() as agent:
         await until(lambda: agent.is_ready)
