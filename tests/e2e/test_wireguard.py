@@ -57,7 +57,8 @@ def pinging(tmp_path):
     pings = []
 
     def start(source, target, family=4):
-        pings.append(ContinuousPing(source, target, tmp_path, family))
+        # 100 a second leave a guest no time for anything else.
+        pings.append(ContinuousPing(source, target, tmp_path, family, interval=0.1 if IN_KERNEL else 0.01))
         return pings[-1]
 
     yield start
@@ -156,9 +157,7 @@ def test_packets_of_the_right_size_pass_and_larger_are_answered(lab):
 
 def test_daemons_killed_and_started_lose_nothing(lab, pinging):
     h1, h2 = lab.hosts[:2]
-    pings = [pinging(lab.containers[0], lab.containers[1])]
-    if not IN_KERNEL:  # a guest has enough to do with one ping and one start
-        pings.append(pinging(lab.containers[1], lab.containers[0]))
+    pings = pinging(lab.containers[0], lab.containers[1]), pinging(lab.containers[1], lab.containers[0])
     before = [(index(host), show(host, "latest-handshakes").keys(), host.env) for host in (h1, h2)]
     for host in (h1,) if IN_KERNEL else (h1, h2):
         host.kill_daemon()
@@ -168,7 +167,7 @@ def test_daemons_killed_and_started_lose_nothing(lab, pinging):
             host.start_daemon(timeout=SLOW)
     for each in pings:
         sent, lost = each.sent_and_lost()
-        assert sent > 50
+        assert sent > 20
         assert lost == 0, f"{lost} of {sent} lost"
     assert [(index(host), show(host, "latest-handshakes").keys(), host.env) for host in (h1, h2)] == before
 

@@ -1,7 +1,4 @@
-"""The WireGuard driver against real devices: wireguard-go where the kernel has no WireGuard, else the kernel's.
-
-A test of the virtual machine runs this file again on a kernel that has it.
-"""
+"""The WireGuard driver against real devices: wireguard-go where the kernel has no WireGuard, else the kernel's."""
 
 from __future__ import annotations
 

@@ -65,15 +65,15 @@ def ping(source, address, *options, count=2):
 
 
 class ContinuousPing:
-    """100 echo requests a second in the background; `lost()` ends it and tells which were not answered."""
+    """100 echo requests a second in the background, or one each `interval` seconds; `sent_and_lost()` ends it."""
 
-    def __init__(self, source, target, scratch: Path, family=4):
+    def __init__(self, source, target, scratch: Path, family=4, interval=0.01):
         self.path = scratch / f"ping-{source.netns}-{family}.log"
         self._output = self.path.open("w")
         address = target.address(family)
         self._process = source.popen(
             # Bounded by a count: with a deadline it would end at the first ICMP error.
-            ["ping", "-n", "-i", "0.01", "-W", "1", "-c", "15000", address],
+            ["ping", "-n", "-i", str(interval), "-W", "1", "-c", "15000", address],
             stdout=self._output,
             stderr=self._output,
         )
