@@ -19,7 +19,7 @@ demo: ## Three hosts in network namespaces whose containers reach each other (ro
 
 test: ## Every test; what was skipped, and why, is told at the end
 	@scripts/setup.sh test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: ## Format, lint, types, import contracts and the tests that need neither root nor etcd
 	@scripts/setup.sh check

@@ -16,6 +16,12 @@ from support.etcd import EtcdServer, require_etcd, require_etcd35
 pytest_plugins = ["support.ci_skips", "support.figures"]  # in CI a skipped test is a failure
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests boot a virtual machine come first: they take minutes, and at the end everybody would wait for them."""
+    slow = {item.path for item in items if item.get_closest_marker("vm")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def etcd34(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """The installed etcd (3.4 on Debian 12), shared by all tests of a run: each keeps to a prefix of its own."""

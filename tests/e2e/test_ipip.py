@@ -10,6 +10,7 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.vm
 def test_ipip_on_a_kernel_that_has_it():
     """Both files in one boot: the device by the driver alone, then a lab."""
     pytest_in_guest(TESTS / "kernel" / "ipip_device_guest.py", TESTS / "e2e" / "ipip_guest.py", timeout=500)

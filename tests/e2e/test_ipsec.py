@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from support.ipsec import MARKER, Capture, charon_pid, mark, nothing_plain, swan
 from support.keys import delete, lease_key, put, wait_until
 from support.traffic import ContinuousPing, ping, transfer
 from support.vm import pytest_in_guest
+from wincey.lab.node import own_flanneld
 from wincey.lab.plan import PREFIX, network_config
 
 
@@ -177,7 +179,7 @@ def test_certificates(make_lab, capture, tmp_path):
     shared.mkdir()
     files = {key: str(shared / name) for key, name in (("CertFile", "cert"), ("KeyFile", "key"), ("CAFile", "ca"))}
     argv = "--iface={iface} --subnet-file={subnet_file} --etcd-prefix={etcd_prefix} --store={store}"
-    command = f"unshare -m --propagation slave sh -c 'mount --bind {{dir}}/own {shared} && exec flanneld {argv}'"
+    command = f"unshare -m --propagation slave sh -c 'mount --bind {{dir}}/own {shared} && exec {shlex.join(own_flanneld())} {argv}'"
     lab = make_lab(
         config=network_config("ipsec", Auth="cert", **files, ESP="user"), hosts=4, start=[], daemons={"*": command}
     )
@@ -261,6 +263,7 @@ def test_a_daemon_without_strongswan_says_what_to_install(make_lab, psk):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.vm
 def test_esp_in_the_kernel():
     """On Debian's kernel, in a virtual machine, as many a kernel is built without ESP; a host like flannel's is there, too."""
     pytest_in_guest(Path(__file__).parent / "ipsec_guest.py", timeout=500)

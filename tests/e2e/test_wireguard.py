@@ -356,6 +356,7 @@ IN_GUEST = (
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(IN_KERNEL, reason="this kernel has WireGuard: all of the above was its")
+@pytest.mark.vm
 def test_the_same_by_a_kernel_that_has_wireguard():
     """Debian's, in a virtual machine."""
     pytest_in_guest(*(f"{__file__}::test_{name}" for name in IN_GUEST), timeout=500)
