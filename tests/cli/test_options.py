@@ -22,7 +22,7 @@ CONTRACT = {
     "v": "i", "vmodule": "s", "log_backtrace_at": "s", "logtostderr": "b", "alsologtostderr": "b", "stderrthreshold": "s",
     "log_dir": "s",
 }  # fmt: skip
-OURS = {"store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file"}
+OURS = {"store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "api-socket", "api-group"}
 
 
 def options(*arguments, **environ):

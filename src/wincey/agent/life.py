@@ -23,6 +23,7 @@ from wincey.agent.parts import HostAsk, part_drivers
 from wincey.agent.preparation import no_config
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
+from wincey.agent.view import NetworkView, Views, WaitingView
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver
@@ -55,7 +56,8 @@ class Several(msgspec.Struct, frozen=True):
 class DaemonOptions(msgspec.Struct, frozen=True):
     """Everything that the process needs to know. healthz_port 0: no health endpoint. audit: seconds between audits.
 
-    several: None for one network, which is the one at `prefix`.
+    several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
+    that may use it, "" for root alone.
     """
 
     store: StoreOptions
@@ -65,14 +67,23 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     healthz_ip: str
     healthz_port: int
     audit: float
+    api_socket: str = ""
+    api_group: str = ""
     several: Several | None = None
 
 
-async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat: Seat | None = None) -> None:
+async def live(
+    options: DaemonOptions, tell: Callable[[str | None], None], views: Views, seat: Seat | None = None
+) -> None:
     """Join the network at `options.prefix` and stay in it until cancelled; raises WinceyError when the host can't join.
 
-    tell: told None when containers can be started, or why not (yet). seat: its place among several networks.
+    tell: told None when containers can be started, or why not (yet). views: where it shows itself. seat: its place among
+    several networks.
     """
+    name = seat.name if seat else ""
+    waiting = WaitingView(name, options.settings.subnet_file, options.store.described)
+    views.put(name, waiting)
+    view: NetworkView | None = None
     rng = random.Random()  # noqa: S311  # jitter and the choice of a subnet, no secrets
     subnet_file = options.settings.subnet_file
     state = State(subnet_file, rng)
@@ -84,6 +95,9 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     tasks: list[asyncio.Task[None]] = []
 
     def on_ready(reason: str | None) -> None:
+        waiting.reason = reason
+        if view:
+            view.reason = reason
         state.tell(reason)
         tell(reason)
         if reason is None:
@@ -109,6 +123,9 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             ask=HostAsk(state.directory),
             seat=seat,
         )
+        view = NetworkView(name, options.store.described, network, reconciler)
+        view.reason = waiting.reason
+        views.put(name, view)
         links.watch_hosts(lambda why: network.host_changed())
         if seat:
             seat.listen(network.company_changed)
@@ -118,6 +135,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
         state.tell(str(error))
         raise
     finally:
+        views.remove(name)
         if seat:
             seat.listen(None)
         for task in tasks:

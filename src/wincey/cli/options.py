@@ -82,6 +82,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     iptables_forward_rules: bool
     ip_blackhole_route: bool
     cleanup: bool
+    api_socket: str
+    api_group: str
     log_format: str
     verbosity: int
     description: str
@@ -279,6 +281,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("stderrthreshold", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("log_dir", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("version", "b", False, "print the version and end", "0.1.0"),
+    # What can be seen.
+    Flag("api-socket", "s", "auto", "Unix socket of the local API: a path, auto (beside the subnet file) or off"),
+    Flag("api-group", "s", "", "group that may use the local API besides root"),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),
     Flag("kube-api-url", "s", "", "URL of the Kubernetes API", "0.8.0"),

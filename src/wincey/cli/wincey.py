@@ -22,6 +22,10 @@ COMMANDS = {
     "install-cni": "wincey.cli.install_cni:install_cni",
     "docker-plugin": "wincey.cli.docker:docker_plugin",
     "lab": "wincey.cli.lab:lab",
+    "leases": "wincey.cli.leases:leases",
+    "peers": "wincey.cli.look:peers",
+    "status": "wincey.cli.look:status",
+    "diff": "wincey.cli.look:diff",
 }
 """Name of a command: where its click command is."""
 
@@ -61,6 +65,8 @@ def cli() -> None:
     \b
     Examples:
       wincey lab run --hosts 3 --backend vxlan     try it, on this machine alone
+      wincey status                                how this host is; also peers and diff
+      wincey leases list --store http://10.0.0.1:2379
       wincey config set --store http://10.0.0.1:2379 net.json
       wincey lab --help
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are

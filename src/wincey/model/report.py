@@ -1,0 +1,143 @@
+"""What a daemon tells of itself: the answers of its local API (observe.localapi), version 1.
+
+Reports are values without I/O. Durations are in seconds, times in seconds since now (`ago`, `left`), so that no two clocks are
+compared; addresses and subnets are text. Fields are only ever added within a version.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+API = "v1"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all of them."""
+
+
+class InterfaceReport(Report, frozen=True, kw_only=True):
+    """The interface for traffic between hosts. addresses: its own. public: what peers are told, IPv4 first."""
+
+    name: str
+    mtu: int
+    addresses: list[str]
+    public: list[str]
+
+
+class LeaseReport(Report, frozen=True, kw_only=True):
+    """A lease. left: seconds until it expires unless renewed, None for a reservation, or as long as it is not known."""
+
+    subnets: list[str]
+    reservation: bool
+    left: float | None
+
+
+class StoreReport(Report, frozen=True, kw_only=True):
+    """Where config and leases are kept. trouble: why it can't be reached, None while it can."""
+
+    name: str
+    trouble: str | None
+
+
+class FailureReport(Report, frozen=True, kw_only=True):
+    """Something that could not be made as it should be."""
+
+    what: str
+    reason: str
+
+
+class BadKeyReport(Report, frozen=True, kw_only=True):
+    """A key beside the leases that can't be read; it is passed over."""
+
+    key: str
+    reason: str
+
+
+class ReconcileReport(Report, frozen=True, kw_only=True):
+    """How the host is kept as it should be.
+
+    objects: how many are wanted. ago: seconds since the last audit, None before the first. took: its seconds of CPU time.
+    repaired: objects that another program had changed, since the daemon's start. failures: what could not be done.
+    """
+
+    objects: int
+    ago: float | None
+    took: float
+    repaired: int
+    failures: list[FailureReport]
+
+
+class NetworkReport(Report, frozen=True, kw_only=True):
+    """One network on this host. name: "" where the daemon joins a single one.
+
+    trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. Before the
+    config is known, backend is "" and mtu 0.
+    """
+
+    name: str
+    trouble: str | None
+    config_key: str
+    networks: list[str]
+    backend: str
+    mtu: int
+    interface: InterfaceReport | None
+    devices: list[str]
+    lease: LeaseReport | None
+    store: StoreReport
+    subnet_file: str
+    peers: int
+    bad_keys: list[BadKeyReport]
+    reconcile: ReconcileReport
+
+
+class StatusReport(Report, frozen=True, kw_only=True):
+    """The daemon. up: seconds since its start."""
+
+    api: str = API
+    version: str
+    host: str
+    pid: int
+    up: float
+    networks: list[NetworkReport]
+
+
+class PeerReport(Report, frozen=True, kw_only=True):
+    """Another host, as this one sees it.
+
+    public: its addresses between hosts; empty where the store can't be asked now. backend: what it publishes. objects: what
+    exists here for it. troubles: what is wrong with it, seen from here.
+    """
+
+    lease: str
+    subnets: list[str]
+    public: list[str]
+    backend: str
+    objects: list[str]
+    troubles: list[str]
+
+
+class PeersReport(Report, frozen=True, kw_only=True):
+    """The peers of one network. note: what this report could not find out, "" if nothing."""
+
+    network: str
+    peers: list[PeerReport]
+    note: str
+
+
+class DifferenceReport(Report, frozen=True, kw_only=True):
+    """What would have to change for one network to be as it should be, read just now; nothing was changed.
+
+    missing: what has to be there and is not. changed: is there, but otherwise. surplus: is ours and not wanted.
+    """
+
+    network: str
+    wanted: int
+    missing: list[str]
+    changed: list[str]
+    surplus: list[str]
+
+
+class ErrorReport(Report, frozen=True, kw_only=True):
+    """Why a request has no other answer."""
+
+    error: str
