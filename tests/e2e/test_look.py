@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -97,6 +98,99 @@ def test_a_bad_key_and_a_store_that_is_gone(make_lab):
     code, report = as_json(host, "peers")
     assert "the store does not answer" in report[0]["note"]
     assert any(peer["subnets"] == [str(lab.hosts[1].gateways[0].network)] for peer in report[0]["peers"])
+
+
+def captured(host, expression, address, source, *options):
+    """One packet of a ping, as tcpdump on the underlay tells it."""
+    dump = host.popen(
+        [
+            "tcpdump",
+            "-i",
+            "eth0",
+            "-n",
+            "-e",
+            "-v",
+            "-c",
+            "1",
+            "-Q",
+            "out",
+            "--immediate-mode",
+            "-l",
+            *options,
+            expression,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while "listening on" not in dump.stderr.readline():
+            assert dump.poll() is None
+        assert source.exec(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "1", address]).returncode == 0
+        return dump.communicate(timeout=20)[0]
+    finally:
+        dump.kill()
+        dump.wait()
+        dump.stdout.close()
+        dump.stderr.close()
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+def test_explain_tells_the_way_that_packets_take(make_lab, backend):
+    lab = make_lab(backend, hosts=2)
+    host, source, target = lab.hosts[0], lab.containers[0], lab.containers[1]
+    address = target.address(4)
+    wait_until(lambda: as_json(host, "explain", address)[0] == 0)
+    _, (report,) = as_json(host, "explain", address)
+    steps = {step["what"]: step["text"] for step in report["steps"]}
+    assert report["reaches"]
+    assert str(lab.hosts[1].gateways[0].network).replace("/", "-") in steps["lease"]
+    assert "10.99.0.2" in steps["lease"]
+    outer = re.search(r"to the host (\S+): dev (\S+)", steps["underlay"])
+    port = re.search(r"from (\S+) to (?:UDP )?port (\d+)", steps.get("wrapped", ""))
+
+    expression = f"udp and dst host {outer[1]} and dst port {port[2]}" if port else f"icmp and dst host {address}"
+    packet = captured(host, expression, address, source, *(("-T", "vxlan") if backend == "vxlan" else ()))
+    assert outer[2] == "eth0"
+    if backend == "host-gw":
+        assert port is None
+        assert f"> {address}: ICMP echo request" in packet
+        mac = json.loads(sh(lab.hosts[1], "ip -j link show eth0"))[0]["address"]
+        assert f"> {mac}" in packet
+        return
+    assert re.search(rf"{re.escape(port[1])}\.\d+ > {re.escape(outer[1])}\.{port[2]}:", packet), packet
+    if backend == "vxlan":
+        vni = re.search(r"VNI (\d+)", steps["wrapped"])[1]
+        mac = re.search(r"lladdr (\S+)", steps["neighbor"])[1]
+        assert f"vni {vni}" in packet
+        assert f"> {mac}" in packet
+        assert mac in steps["fdb"]
+
+
+def test_explain_finds_where_it_breaks(lab):
+    host, target = lab.hosts[0], lab.containers[1]
+    address = target.address(4)
+    wait_until(lambda: as_json(host, "explain", address)[0] == 0)
+    for put, undo, words in (
+        (f"ip route add {address}/32 dev lo", f"ip route del {address}/32 dev lo", "kernel: it takes dev lo instead"),
+        (
+            "ip route add 10.99.0.2/32 dev flannel.1",
+            "ip route del 10.99.0.2/32 dev flannel.1",
+            "leads back into the network",
+        ),
+    ):
+        sh(host, put)
+        code, out, _ = wincey(host, "explain", address)
+        assert code == 1
+        assert words in out.splitlines()[-1], out
+        sh(host, undo)
+        wait_until(lambda: as_json(host, "explain", address)[0] == 0)
+    code, out, _ = wincey(host, "explain", "10.5.0.7")
+    assert code == 1
+    assert "nobody has this address" in out
+    assert "this host's own" in wincey(host, "explain", lab.containers[0].address(4))[1]
+    assert "outside of 10.5.0.0/16" in wincey(host, "explain", "192.0.2.1")[1]
+    assert wincey(host, "explain", "nonsense")[0] == 2
 
 
 def test_no_daemon_is_one_line(lab, tmp_path):

@@ -61,6 +61,8 @@ async def test_it_answers_over_its_socket(socket):
         ("/status", "GET", 404, "no /status"),
         ("/v2/status", "GET", 404, "no /v2/status"),
         ("/v1/status", "POST", 405, "only reads"),
+        ("/v1/explain", "GET", 400, "needs ?address="),
+        ("/v1/explain?address=10.5.1", "GET", 400, "'10.5.1' is not an IPv4"),
         ("/v1/peers?network=red", "GET", 404, "no network 'red': there are blue"),
     ],
 )

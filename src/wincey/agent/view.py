@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from wincey import __version__
+from wincey.agent.explain import Host, Seen, Way, explain, outer_address
 from wincey.agent.network import Network
 from wincey.agent.peers import LOCAL
 from wincey.agent.reconciler import Reconciler
-from wincey.model.address import Address, format_address
-from wincey.model.errors import BadLease, StoreError
+from wincey.kernel.interfaces import read_interfaces, route_to
+from wincey.model.address import Address, format_address, parse_address
+from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
 from wincey.model.report import (
     BadKeyReport,
     DifferenceReport,
+    ExplainReport,
     FailureReport,
     InterfaceReport,
     LeaseReport,
@@ -26,10 +29,11 @@ from wincey.model.report import (
     PeersReport,
     ReconcileReport,
     StatusReport,
+    StepReport,
     StoreReport,
 )
 from wincey.model.state import Link
-from wincey.observe.localapi import UnknownNetwork
+from wincey.observe.localapi import BadQuestion, UnknownNetwork
 
 PATIENCE = 3.0
 """Seconds to wait for a store that is only asked to show more."""
@@ -43,6 +47,8 @@ class View(Protocol):
     async def peers(self) -> PeersReport: ...
 
     async def difference(self) -> DifferenceReport: ...
+
+    async def explain(self, address: Address) -> ExplainReport: ...
 
 
 class WaitingView:
@@ -78,6 +84,13 @@ class WaitingView:
     async def difference(self) -> DifferenceReport:
         """Nothing is wanted."""
         return DifferenceReport(network=self._name, wanted=0, missing=[], changed=[], surplus=[])
+
+    async def explain(self, address: Address) -> ExplainReport:
+        """There is no way yet."""
+        why = StepReport(what="ready", text=self.reason or "", ok=False)
+        return ExplainReport(
+            network=self._name, address=format_address(address), reaches=False, breaks_at=why.text, steps=[why]
+        )
 
 
 class NetworkView:
@@ -138,18 +151,37 @@ class NetworkView:
 
     async def peers(self) -> PeersReport:
         """The peers, with what only the store knows where it answers."""
-        leases: dict[str, Lease] = {}
-        note = ""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                leases = (await self._network.registry.snapshot()).leases
-        except (StoreError, TimeoutError) as error:
-            note = f"addresses and backends are not shown, as the store does not answer: {error or 'too slow'}"
+        leases, trouble = await self._leases()
+        note = f"addresses and backends are not shown, as the store does not answer: {trouble}" if trouble else ""
         own = self._network.lease
         own_key = self._network.registry.lease_key(own.key) if own else None
         keys = {*leases, *self._network.bad, *self._reconciler.desired.owners} - {LOCAL, own_key}
         peers = [self._peer(key, leases.get(key)) for key in sorted(keys, key=_order)]
         return PeersReport(network=self._name, peers=peers, note=note)
+
+    async def _leases(self) -> tuple[dict[str, Lease], str]:
+        """All leases by their key in the store, or none and why."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return (await self._network.registry.snapshot()).leases, ""
+        except (StoreError, TimeoutError) as error:
+            return {}, str(error) or "too slow"
+
+    async def explain(self, address: Address) -> ExplainReport:
+        """The way of a packet to an address."""
+        prepared, own = self._network.prepared, self._network.lease
+        if prepared is None or own is None:
+            waiting = WaitingView(self._name, self._network.subnet_file, self._store)
+            waiting.reason = self.reason
+            return await waiting.explain(address)
+        leases, _ = await self._leases()
+        leases.pop(self._network.registry.lease_key(own.key), None)
+        desired = self._reconciler.desired
+        wanted = {owner: desired.of(owner) for owner in desired.owners}
+        host = Host(self._name, prepared, own.key, leases, wanted)
+        _, actual = await self._reconciler.difference()
+        outer = outer_address(host, address)
+        return explain(host, address, Seen(actual, way_to(address), way_to(outer) if outer else None))
 
     def _peer(self, key: str, lease: Lease | None) -> PeerReport:
         objects = self._reconciler.desired.of(key)
@@ -223,6 +255,14 @@ class Views:
         """See localapi.Source."""
         return [await view.difference() for view in self._chosen(network)]
 
+    async def explain(self, network: str | None, address: str) -> Sequence[ExplainReport]:
+        """See localapi.Source."""
+        try:
+            wanted = parse_address(address)
+        except BadAddress as error:
+            raise BadQuestion(str(error)) from None
+        return [await view.explain(wanted) for view in self._chosen(network)]
+
     def _chosen(self, network: str | None) -> list[View]:
         if network is None:
             return [view for _, view in sorted(self._views.items())]
@@ -233,6 +273,16 @@ class Views:
                 + (f"there are {known}" if known else "its daemon joins a single one, without a name")
             )
         return [self._views[network]]
+
+
+def way_to(address: Address) -> Way:
+    """What the kernel says of the way to an address."""
+    try:
+        found = route_to(address)
+    except OSError as error:
+        return Way(refusal=error.strerror or str(error))
+    interface = next((each for each in read_interfaces() if each.index == found.index), None)
+    return Way(interface.name if interface else "?", interface.mtu if interface else 0, found.gateway)
 
 
 def _texts(*addresses: Address | None) -> list[str]:

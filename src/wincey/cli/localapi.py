@@ -46,22 +46,22 @@ def network_option(command: F) -> F:
     return click.option("--network", metavar="NAME", help="One network, where the daemon is in several.")(command)
 
 
-def ask(socket: str | None, what: str, kind: type[T], network: str | None = None) -> tuple[T, bytes]:
+def ask(socket: str | None, what: str, kind: type[T], **query: str | None) -> tuple[T, bytes]:
     """The daemon's answer, and its JSON; raises NoDaemon, UsageError for what it does not know, WinceyError otherwise."""
     path = socket or next((usual for usual in USUAL if Path(usual).exists()), None)
     if path is None:
         raise NoDaemon(
             f"no daemon is found: there is neither {' nor '.join(USUAL)}; start flanneld, or name its socket with --socket"
         )
-    query = f"?{urlencode({'network': network})}" if network is not None else ""
-    status, body = asyncio.run(_get(os.path.abspath(path), f"/{API}/{what}{query}"))
+    given = urlencode({name: value for name, value in query.items() if value is not None})
+    status, body = asyncio.run(_get(os.path.abspath(path), f"/{API}/{what}?{given}".rstrip("?")))
     if status == 200:
         return msgspec.json.decode(body, type=kind), body
     try:
         reason = msgspec.json.decode(body, type=ErrorReport).error
     except msgspec.MsgspecError:
         reason = f"{path} answers with HTTP status {status}: it is not a daemon's of this version"
-    raise (UsageError if status == 404 else WinceyError)(reason)
+    raise (UsageError if status in {400, 404} else WinceyError)(reason)
 
 
 async def _get(path: str, target: str) -> tuple[int, bytes]:

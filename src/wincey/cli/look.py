@@ -1,4 +1,4 @@
-"""`wincey status`, `wincey peers`, `wincey diff`: what a running daemon knows. Exit code 1 where something is wrong."""
+"""`wincey status`, `peers`, `diff` and `explain`: what a running daemon knows. Exit code 1 where something is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wincey.cli.localapi import ask, console, duration, looking_options, network_option, print_json
-from wincey.model.report import DifferenceReport, NetworkReport, PeersReport, StatusReport
+from wincey.model.report import DifferenceReport, ExplainReport, NetworkReport, PeersReport, StatusReport
 
 Item = TypeVar("Item")
 
@@ -135,7 +135,7 @@ def peers(socket: str | None, as_json: bool, network: str | None, output: str) -
       wincey peers
       wincey peers -o wide      with the routes, neighbors and other objects that exist here for each
     """
-    reports, body = ask(socket, "peers", list[PeersReport], network)
+    reports, body = ask(socket, "peers", list[PeersReport], network=network)
     if as_json:
         print_json(body)
     else:
@@ -177,7 +177,7 @@ def diff(socket: str | None, as_json: bool, network: str | None) -> None:
     Example:
       wincey diff
     """
-    reports, body = ask(socket, "diff", list[DifferenceReport], network)
+    reports, body = ask(socket, "diff", list[DifferenceReport], network=network)
     if as_json:
         print_json(body)
     else:
@@ -204,3 +204,46 @@ def _print_difference(report: DifferenceReport, *, several: bool) -> None:
         )
     else:
         screen.print(Text(f"all {report.wanted} objects are as they should be", style="green"))
+
+
+@click.command()
+@looking_options
+@network_option
+@click.argument("address")
+def explain(socket: str | None, as_json: bool, network: str | None, address: str) -> None:
+    r"""The way of a packet from this host to ADDRESS, hop by hop, and where it breaks.
+
+    It asks the kernel and the store, and sends nothing. Exits with 0 when no step is wrong, with 1 otherwise.
+
+    \b
+    Example:
+      wincey explain 10.5.9.2
+    """
+    reports, body = ask(socket, "explain", list[ExplainReport], network=network, address=address)
+    if as_json:
+        print_json(body)
+    else:
+        for report in reports:
+            _print_way(report, several=len(reports) > 1)
+    sys.exit(0 if all(report.reaches for report in reports) else 1)
+
+
+def _print_way(report: ExplainReport, *, several: bool) -> None:
+    screen = console()
+    if several:
+        screen.print(Text(f"network {report.network}", style="bold"))
+    table = Table.grid(padding=(0, 2), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for step in report.steps:
+        table.add_row(
+            Text("ok", style="green") if step.ok else Text("NO", style="bold red"),
+            step.what,
+            Text(step.text, style="" if step.ok else "red"),
+        )
+    screen.print(table)
+    if report.breaks_at:
+        screen.print(Text(f"packets to {report.address} break at {report.breaks_at}", style="red"))
+    else:
+        screen.print(Text(f"nothing on this host keeps packets from {report.address}", style="green"))

@@ -26,6 +26,7 @@ COMMANDS = {
     "peers": "wincey.cli.look:peers",
     "status": "wincey.cli.look:status",
     "diff": "wincey.cli.look:diff",
+    "explain": "wincey.cli.look:explain",
 }
 """Name of a command: where its click command is."""
 

@@ -137,6 +137,24 @@ class DifferenceReport(Report, frozen=True, kw_only=True):
     surplus: list[str]
 
 
+class StepReport(Report, frozen=True, kw_only=True):
+    """One hop or condition on a packet's way. what: `lease`, `route`, `neighbor`, `fdb`, `wrapped`, `underlay` and so on."""
+
+    what: str
+    text: str
+    ok: bool
+
+
+class ExplainReport(Report, frozen=True, kw_only=True):
+    """The way of a packet from this host to an address. breaks_at: the first step that is wrong, "" if none is."""
+
+    network: str
+    address: str
+    reaches: bool
+    breaks_at: str
+    steps: list[StepReport]
+
+
 class ErrorReport(Report, frozen=True, kw_only=True):
     """Why a request has no other answer."""
 

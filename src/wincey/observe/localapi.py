@@ -3,6 +3,7 @@
     GET /v1/status                    StatusReport
     GET /v1/peers[?network=NAME]      list of PeersReport, one a network
     GET /v1/diff[?network=NAME]       list of DifferenceReport
+    GET /v1/explain?address=ADDRESS   list of ExplainReport, likewise
     GET /v1/openapi.json              this, as OpenAPI 3.1
 
 It only reads. The socket is root's, and a group's where one is given (--api-group): who may connect may see all of it. HTTP
@@ -17,7 +18,7 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +30,7 @@ from wincey.model.report import (
     API,
     DifferenceReport,
     ErrorReport,
+    ExplainReport,
     PeersReport,
     StatusReport,
 )
@@ -46,21 +48,43 @@ class Source(Protocol):
 
     async def difference(self, network: str | None) -> Sequence[DifferenceReport]: ...
 
+    async def explain(self, network: str | None, address: str) -> Sequence[ExplainReport]: ...
+
+
+class BadQuestion(WinceyError):
+    """The request asks for something that can't be: says what."""
+
 
 class UnknownNetwork(WinceyError):
     """The daemon is in no network of that name; says in which ones it is."""
 
 
+class NoSuchPath(WinceyError):
+    """The API has no such path; says which ones it has."""
+
+
+_STATUS: Mapping[type[Exception], int] = {BadQuestion: 400, UnknownNetwork: 404, NoSuchPath: 404}
+"""What a failure is as a status of HTTP; 503 for all others."""
+
+
 class _Endpoint(msgspec.Struct, frozen=True):
     summary: str
     answer: Any
-    by_network: bool
+    asks: tuple[str, ...] = ()
+
+
+_PARAMETERS = {
+    "network": ("One network, where the daemon is in several", False),
+    "address": ("An address of a container, of either family", True),
+}
+"""What a request may say: what it means, and whether it has to."""
 
 
 ENDPOINTS: Mapping[str, _Endpoint] = {
-    "status": _Endpoint("The daemon and its networks", StatusReport, by_network=False),
-    "peers": _Endpoint("The other hosts, as this one sees them", list[PeersReport], by_network=True),
-    "diff": _Endpoint("What should be against what is, read now", list[DifferenceReport], by_network=True),
+    "status": _Endpoint("The daemon and its networks", StatusReport),
+    "peers": _Endpoint("The other hosts, as this one sees them", list[PeersReport], ("network",)),
+    "diff": _Endpoint("What should be against what is, read now", list[DifferenceReport], ("network",)),
+    "explain": _Endpoint("The way of a packet to an address", list[ExplainReport], ("network", "address")),
 }
 
 
@@ -105,28 +129,35 @@ class LocalApi:
 
     async def answer(self, method: str, path: str, query: Mapping[str, str]) -> tuple[int, bytes]:
         """Status and body for a request."""
-        name = path.removeprefix(f"/{API}/")
         if method not in {"GET", "HEAD"}:
             return _error(405, f"{method} is not for this API, which only reads: use GET")
         if path == f"/{API}/openapi.json":
             return 200, msgspec.json.encode(openapi())
+        try:
+            return 200, msgspec.json.encode(await self._ask(path, query))
+        except (WinceyError, OSError) as error:
+            status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 503)
+            return _error(status, str(error))
+
+    async def _ask(self, path: str, query: Mapping[str, str]) -> object:
+        name = path.removeprefix(f"/{API}/")
         if name not in ENDPOINTS or name == path:
             known = ", ".join(f"/{API}/{each}" for each in (*ENDPOINTS, "openapi.json"))
-            return _error(404, f"no {path}: there are {known}")
-        answers: dict[str, Callable[[str | None], Awaitable[object]]] = {
-            "status": self._status,
-            "peers": self._source.peers,
-            "diff": self._source.difference,
-        }
-        try:
-            return 200, msgspec.json.encode(await answers[name](query.get("network")))
-        except UnknownNetwork as error:
-            return _error(404, str(error))
-        except (WinceyError, OSError) as error:
-            return _error(503, str(error))
-
-    async def _status(self, network: str | None) -> StatusReport:
-        return self._source.status()
+            raise NoSuchPath(f"no {path}: there are {known}")
+        for parameter in ENDPOINTS[name].asks:
+            meaning, needed = _PARAMETERS[parameter]
+            if needed and parameter not in query:
+                raise BadQuestion(f"{path} needs ?{parameter}=: {meaning.lower()}")
+        network, address = query.get("network"), query.get("address", "")
+        match name:
+            case "status":
+                return self._source.status()
+            case "peers":
+                return await self._source.peers(network)
+            case "diff":
+                return await self._source.difference(network)
+            case _:
+                return await self._source.explain(network, address)
 
     def _connection(self) -> asyncio.BaseProtocol:
         if self._http is None:
@@ -143,19 +174,16 @@ def openapi() -> dict[str, Any]:
         [*types, ErrorReport], ref_template="#/components/schemas/{name}"
     )
     failure = {"description": "Why not", "content": {"application/json": {"schema": schemas[-1]}}}
-    network = {
-        "name": "network",
-        "in": "query",
-        "required": False,
-        "description": "One network, where the daemon is in several",
-        "schema": {"type": "string"},
+    parameters = {
+        name: {"name": name, "in": "query", "required": needed, "description": text, "schema": {"type": "string"}}
+        for name, (text, needed) in _PARAMETERS.items()
     }
     paths = {
         f"/{API}/{name}": {
             "get": {
                 "summary": endpoint.summary,
                 "operationId": name,
-                "parameters": [network] if endpoint.by_network else [],
+                "parameters": [parameters[each] for each in endpoint.asks],
                 "responses": {
                     "200": {"description": "As asked", "content": {"application/json": {"schema": schema}}},
                     "default": failure,
