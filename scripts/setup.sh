@@ -24,7 +24,7 @@ demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
 test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
                runc:runc host-local:containernetworking-plugins
-               dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd"
+               dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd promtool:prometheus"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do
@@ -79,6 +79,7 @@ apt_install() {
     fi
     # Installed for tests that start servers of their own: the next boot must not start one either.
     case " $* " in *" etcd-server "*) ! has systemctl || systemctl disable etcd >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" prometheus "*) ! has systemctl || systemctl disable prometheus >/dev/null 2>&1 || : ;; esac
     case " $* " in *" docker.io "*) ! has systemctl || systemctl disable docker.service docker.socket >/dev/null 2>&1 || : ;; esac
 }
 

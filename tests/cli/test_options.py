@@ -22,7 +22,17 @@ CONTRACT = {
     "v": "i", "vmodule": "s", "log_backtrace_at": "s", "logtostderr": "b", "alsologtostderr": "b", "stderrthreshold": "s",
     "log_dir": "s",
 }  # fmt: skip
-OURS = {"store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "api-socket", "api-group"}
+OURS = {
+    "store",
+    "etcd-api",
+    "log-format",
+    "cleanup",
+    "ip-masq-exclude",
+    "remote-token-file",
+    "api-socket",
+    "api-group",
+    "metrics-listen",
+}
 
 
 def options(*arguments, **environ):

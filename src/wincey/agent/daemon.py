@@ -32,8 +32,15 @@ async def serve(options: DaemonOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping)
     health = Health()
-    server = await serve_health(health, options.healthz_ip, options.healthz_port) if options.healthz_port > 0 else None
     views = Views(this_host().name)
+    servers = [
+        await serve_health(health, host, port, status=views.status, flags=flags)
+        for host, port, flags in (
+            (options.healthz_ip, options.healthz_port, "--healthz-ip and --healthz-port"),
+            (*options.metrics_listen, "--metrics-listen"),
+        )
+        if port > 0
+    ]
     api = LocalApi(views)
     if options.api_socket:
         try:
@@ -55,7 +62,7 @@ async def serve(options: DaemonOptions) -> None:
         life.cancel()
         results = await asyncio.gather(life, return_exceptions=True)
         await api.close()
-        if server:
+        for server in servers:
             await server.close()
     if isinstance(results[0], Exception):
         raise results[0]

@@ -28,11 +28,13 @@ from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver
 from wincey.kernel.traffic import TrafficRulesDriver
+from wincey.leasing.claims import Host
 from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
 from wincey.model.networkname import UNNAMED
 from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
+from wincey.store.measured import MeasuredLeases
 from wincey.store.open import StoreOptions, open_remote, open_store
 from wincey.store.registry import LeaseStore, Registry
 from wincey.tunnel.driver import TunnelDriver
@@ -57,7 +59,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     """Everything that the process needs to know. healthz_port 0: no health endpoint. audit: seconds between audits.
 
     several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
-    that may use it, "" for root alone.
+    that may use it, "" for root alone. metrics_listen: address and port, 0 for none.
     """
 
     store: StoreOptions
@@ -69,6 +71,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     audit: float
     api_socket: str = ""
     api_group: str = ""
+    metrics_listen: tuple[str, int] = ("", 0)
     several: Several | None = None
 
 
@@ -106,10 +109,7 @@ async def live(
 
     try:
         me = this_host()
-        if options.store.remote:
-            registry = open_remote(options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}")
-        else:
-            registry = Registry(await _open_store(options, on_ready, rng), options.prefix)
+        registry = measured = MeasuredLeases(await _open_registry(options, seat, me, on_ready, rng))
         network = Network(
             options.settings,
             registry,
@@ -123,7 +123,7 @@ async def live(
             ask=HostAsk(state.directory),
             seat=seat,
         )
-        view = NetworkView(name, options.store.described, network, reconciler)
+        view = NetworkView(name, options.store.described, network, reconciler, measured.requests)
         view.reason = waiting.reason
         views.put(name, view)
         links.watch_hosts(lambda why: network.host_changed())
@@ -144,6 +144,14 @@ async def live(
         await reconciler.close()
         if registry:
             await registry.close()
+
+
+async def _open_registry(
+    options: DaemonOptions, seat: Seat | None, me: Host, tell: Callable[[str | None], None], rng: random.Random
+) -> LeaseStore:
+    if options.store.remote:
+        return open_remote(options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}")
+    return Registry(await _open_store(options, tell, rng), options.prefix)
 
 
 async def _open_store(options: DaemonOptions, tell: Callable[[str | None], None], rng: random.Random) -> KeyValueStore:

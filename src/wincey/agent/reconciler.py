@@ -38,7 +38,10 @@ class Reconciler:
         self.audited: float | None = None
         """When the last audit was, in seconds of the monotonic clock; None before the first."""
         self.audit_cost = 0.0
-        """Its CPU time, in seconds."""
+        """Its CPU time, in seconds; `audits` and `audits_cost` are the number and the CPU time of all of them."""
+        self.audits, self.audits_cost = 0, 0.0
+        self.changed = 0
+        """Objects made, changed or removed so far."""
         self._drivers = drivers
         self._audit_every = audit_every
         self._wake = asyncio.Event()
@@ -116,6 +119,8 @@ class Reconciler:
             self._tell(changes, expected, actual, why)
         self.audit_cost = time.process_time() - started
         self.audited = time.monotonic()
+        self.audits += 1
+        self.audits_cost += self.audit_cost
         self.failures.clear()
         await self._apply(changes)
         self._settled.set()
@@ -140,6 +145,7 @@ class Reconciler:
     async def _apply(self, changes: Changes) -> None:
         if not changes:
             return
+        self.changed += len(changes.put) + len(changes.delete)
         for item in (*changes.put, *changes.delete):
             self.failures.pop(item.key, None)
         for step in _steps(changes):

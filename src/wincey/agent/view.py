@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
+
+import msgspec
 
 from wincey import __version__
 from wincey.agent.explain import Host, Seen, Way, explain, outer_address
@@ -14,6 +17,7 @@ from wincey.agent.network import Network
 from wincey.agent.peers import LOCAL
 from wincey.agent.reconciler import Reconciler
 from wincey.kernel.interfaces import read_interfaces, route_to
+from wincey.kernel.statistics import device_traffic
 from wincey.model.address import Address, format_address, parse_address
 from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
@@ -28,12 +32,15 @@ from wincey.model.report import (
     PeerReport,
     PeersReport,
     ReconcileReport,
+    RequestsReport,
     StatusReport,
     StepReport,
     StoreReport,
+    TrafficReport,
 )
 from wincey.model.state import Link
 from wincey.observe.localapi import BadQuestion, UnknownNetwork
+from wincey.store.measured import BUCKETS, Requests
 
 PATIENCE = 3.0
 """Seconds to wait for a store that is only asked to show more."""
@@ -69,12 +76,15 @@ class WaitingView:
             mtu=0,
             interface=None,
             devices=[],
+            traffic=[],
             lease=None,
-            store=StoreReport(name=self._store, trouble=self.reason),
+            store=StoreReport(name=self._store, trouble=self.reason, requests=[]),
             subnet_file=self._subnet_file,
             peers=0,
             bad_keys=[],
-            reconcile=ReconcileReport(objects=0, ago=None, took=0.0, repaired=0, failures=[]),
+            reconcile=ReconcileReport(
+                objects=0, ago=None, took=0.0, audits=0, cpu=0.0, changes=0, repaired=0, failures=[]
+            ),
         )
 
     async def peers(self) -> PeersReport:
@@ -96,9 +106,16 @@ class WaitingView:
 class NetworkView:
     """A network that has been opened. reason: why it is not ready; see Network's on_ready."""
 
-    def __init__(self, name: str, store: str, network: Network, reconciler: Reconciler) -> None:
+    def __init__(
+        self,
+        name: str,
+        store: str,
+        network: Network,
+        reconciler: Reconciler,
+        requests: Mapping[str, Requests],
+    ) -> None:
         self.reason: str | None = "starting"
-        self._name, self._store = name, store
+        self._name, self._store, self._requests = name, store, requests
         self._network, self._reconciler = network, reconciler
 
     def report(self) -> NetworkReport:
@@ -106,6 +123,7 @@ class NetworkView:
         network, prepared, lease = self._network, self._network.prepared, self._network.lease
         desired = self._reconciler.desired
         facts = prepared.facts if prepared else None
+        devices = sorted(item.makes for item in desired.objects.values() if isinstance(item, Link))
         return NetworkReport(
             name=self._name,
             trouble=self.reason,
@@ -121,7 +139,8 @@ class NetworkView:
             )
             if facts
             else None,
-            devices=sorted(item.name for item in desired.objects.values() if isinstance(item, Link)),
+            devices=devices,
+            traffic=_traffic(devices),
             lease=LeaseReport(
                 subnets=[str(each) for each in lease.key.subnets],
                 reservation=lease.permanent,
@@ -129,7 +148,7 @@ class NetworkView:
             )
             if lease
             else None,
-            store=StoreReport(name=self._store, trouble=network.outage),
+            store=StoreReport(name=self._store, trouble=network.outage, requests=_requests(self._requests)),
             subnet_file=network.subnet_file,
             peers=sum(owner != LOCAL for owner in desired.owners),
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
@@ -142,6 +161,9 @@ class NetworkView:
             objects=len(reconciler.desired.objects),
             ago=None if reconciler.audited is None else time.monotonic() - reconciler.audited,
             took=reconciler.audit_cost,
+            audits=reconciler.audits,
+            cpu=reconciler.audits_cost,
+            changes=reconciler.changed,
             repaired=reconciler.repaired,
             failures=[
                 FailureReport(what=str(failure.object), reason=failure.reason)
@@ -283,6 +305,28 @@ def way_to(address: Address) -> Way:
         return Way(refusal=error.strerror or str(error))
     interface = next((each for each in read_interfaces() if each.index == found.index), None)
     return Way(interface.name if interface else "?", interface.mtu if interface else 0, found.gateway)
+
+
+def _traffic(devices: Iterable[str]) -> list[TrafficReport]:
+    return [
+        TrafficReport(device=device, **msgspec.structs.asdict(found))
+        for device in devices
+        if (found := device_traffic(device))
+    ]
+
+
+def _requests(requests: Mapping[str, Requests]) -> list[RequestsReport]:
+    return [
+        RequestsReport(
+            operation=operation,
+            count=each.count,
+            failures=each.failures,
+            seconds=each.seconds,
+            bounds=list(BUCKETS),
+            cumulated=list(accumulate(each.buckets)),
+        )
+        for operation, each in sorted(requests.items())
+    ]
 
 
 def _texts(*addresses: Address | None) -> list[str]:

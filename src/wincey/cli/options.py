@@ -84,6 +84,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     cleanup: bool
     api_socket: str
     api_group: str
+    metrics_listen: tuple[str, int] | None
     log_format: str
     verbosity: int
     description: str
@@ -215,6 +216,13 @@ def _listen(text: str) -> Where | None:
     return parse_listen(text) if text else None
 
 
+def _metrics(text: str) -> tuple[str, int] | None:
+    where = parse_listen(text) if text else None
+    if where and where.fd is not None:
+        raise ValueError("must be HOST:PORT, like 127.0.0.1:9470")
+    return (where.host, where.port) if where else None
+
+
 def _remote(text: str) -> tuple[str, ...]:
     return parse_servers(text)
 
@@ -284,6 +292,7 @@ FLAGS: tuple[Flag, ...] = (
     # What can be seen.
     Flag("api-socket", "s", "auto", "Unix socket of the local API: a path, auto (beside the subnet file) or off"),
     Flag("api-group", "s", "", "group that may use the local API besides root"),
+    Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_metrics),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),
     Flag("kube-api-url", "s", "", "URL of the Kubernetes API", "0.8.0"),

@@ -32,11 +32,40 @@ class LeaseReport(Report, frozen=True, kw_only=True):
     left: float | None
 
 
+class RequestsReport(Report, frozen=True, kw_only=True):
+    """Requests of one kind to the store, since the daemon's start.
+
+    seconds: what all of them took. cumulated: how many took at most as many seconds as each of `bounds`, and at last all.
+    """
+
+    operation: str
+    count: int
+    failures: int
+    seconds: float
+    bounds: list[float]
+    cumulated: list[int]
+
+
 class StoreReport(Report, frozen=True, kw_only=True):
     """Where config and leases are kept. trouble: why it can't be reached, None while it can."""
 
     name: str
     trouble: str | None
+    requests: list[RequestsReport]
+
+
+class TrafficReport(Report, frozen=True, kw_only=True):
+    """What the kernel counted on one of our devices."""
+
+    device: str
+    receive_bytes: int
+    receive_packets: int
+    receive_errors: int
+    receive_dropped: int
+    transmit_bytes: int
+    transmit_packets: int
+    transmit_errors: int
+    transmit_dropped: int
 
 
 class FailureReport(Report, frozen=True, kw_only=True):
@@ -56,13 +85,16 @@ class BadKeyReport(Report, frozen=True, kw_only=True):
 class ReconcileReport(Report, frozen=True, kw_only=True):
     """How the host is kept as it should be.
 
-    objects: how many are wanted. ago: seconds since the last audit, None before the first. took: its seconds of CPU time.
-    repaired: objects that another program had changed, since the daemon's start. failures: what could not be done.
+    objects: how many are wanted. ago: seconds since the last audit, None before the first. took: its seconds of CPU time;
+    cpu: those of all of them. changes: objects made, changed or removed since the daemon's start. repaired: objects that another program had changed, since the daemon's start. failures: what could not be done.
     """
 
     objects: int
     ago: float | None
     took: float
+    audits: int
+    cpu: float
+    changes: int
     repaired: int
     failures: list[FailureReport]
 
@@ -82,6 +114,7 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     mtu: int
     interface: InterfaceReport | None
     devices: list[str]
+    traffic: list[TrafficReport]
     lease: LeaseReport | None
     store: StoreReport
     subnet_file: str
