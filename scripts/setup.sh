@@ -23,8 +23,9 @@ has() { command -v "$1" >/dev/null 2>&1; }
 demo_programs="ip:iproute2 nft:nftables ping:iputils-ping"
 test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server etcdctl:etcd-client ethtool:ethtool tcpdump:tcpdump sysctl:procps
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
-               runc:runc host-local:containernetworking-plugins
-               dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd promtool:prometheus"
+               bird:bird2 vtysh:frr runc:runc host-local:containernetworking-plugins
+               dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
+               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do

@@ -6,9 +6,9 @@ import pytest
 
 from support.memory_kernel import MemoryKernel
 from wincey.agent.desired import DesiredState
-from wincey.agent.reconciler import Reconciler
+from wincey.agent.reconciler import Reconciler, causes
 from wincey.model.address import Subnet
-from wincey.model.state import Route
+from wincey.model.state import Failure, InterfaceAddress, Link, Route, Sysctl
 
 A, B = Route(Subnet.parse("10.3.1.0/24"), "flannel.1"), Route(Subnet.parse("10.3.2.0/24"), "flannel.1")
 FOREIGN = Route(Subnet.parse("10.3.9.0/24"), "flannel.1")
@@ -85,3 +85,13 @@ async def test_nothing_to_do_is_nothing_done(running):
     for _ in range(3):
         await reconciler.settle()
     assert len(kernel.applied) == done
+
+
+async def test_without_a_device_nothing_is_said_of_what_belongs_on_it():
+    link = Link("flannel.1", "vxlan", 1450)
+    address = InterfaceAddress("flannel.1", Subnet.parse("10.3.1.0/32"))
+    loose = Sysctl("net/ipv4/conf/flannel.1/rp_filter", "2")
+    other = Route(Subnet.parse("10.3.3.0/24"), "eth0")
+    failures = [Failure(item, "no") for item in (address, A, loose, link, other)]
+    assert [failure.object for failure in causes(failures)] == [link, other]
+    assert causes(failures[:2]) == failures[:2]

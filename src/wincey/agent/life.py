@@ -120,7 +120,7 @@ async def live(
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
-            ask=HostAsk(state.directory),
+            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud),
             seat=seat,
         )
         view = NetworkView(name, options.store.described, network, reconciler, measured.requests)

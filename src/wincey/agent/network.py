@@ -22,7 +22,7 @@ from wincey.agent.once import Once
 from wincey.agent.peers import COME_BACK_AFTER_LOSS, COMES_BACK, LOCAL, Peers
 from wincey.agent.planner import Planner, Policy
 from wincey.agent.preparation import Ask, Look, Preparation, Prepared, ask_nothing
-from wincey.agent.reconciler import Reconciler
+from wincey.agent.reconciler import Reconciler, causes
 from wincey.agent.statefile import State
 from wincey.agent.territory import Territory
 from wincey.leasing.claims import Claim, Host
@@ -314,7 +314,9 @@ class Network:
                     raise
                 log.error("%s; the traffic rules stay in the hands of the program that keeps them now", error)
         failures = await self._reconciler.settle()
-        essential = [failure for failure in failures if failure.object.essential]
+        # What a peer with another backend would need is no reason to stay outside.
+        own = {item.key for item in local}
+        essential = [each for each in causes(failures) if each.object.essential and each.object.key in own]
         if essential and not self._env.written:
             raise NotJoinable("; ".join(f"{failure.object}: {failure.reason}" for failure in essential[:3]))
         if not failures:
@@ -436,6 +438,7 @@ class Network:
 
     def _on_outage(self, reason: str | None) -> None:
         self.outage = reason
+        self._territory.follow(current=reason is None)
         if reason:
             log.warning("the store can't be reached: %s; forwarding goes on with what is known", reason)
         else:

@@ -6,16 +6,32 @@ something is remembered in the state file, so that a later run, with whatever co
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from wincey.agent.statefile import State
+from wincey.backends.alivpc import AliVpcBackend
+from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
+from wincey.backends.bgp import ROUTING_DAEMON, BgpBackend, asked_for
+from wincey.backends.cloud import SERVED
+from wincey.backends.extension import OUTPUT, ExtensionBackend
+from wincey.backends.gce import GceBackend
+from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.tencentvpc import TencentVpcBackend
+from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
+from wincey.model.address import format_address
+from wincey.model.bgp import BgpPeer, BgpRoute, BgpSession, BgpSpeaker
+from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTable
+from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
+from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.state import Changes, Failure, Key, Object, Scope
+from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -26,11 +42,120 @@ class Part(msgspec.Struct, frozen=True):
     open: Callable[[Path], Driver]
 
 
-PARTS: tuple[Part, ...] = ()
+def _command_driver(directory: Path) -> Driver:
+    from wincey.programs.extension.driver import CommandDriver  # noqa: PLC0415  # only where the config asks for it
+
+    return CommandDriver(directory)
+
+
+async def _start_commands(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.extension.start import start_up  # noqa: PLC0415  # likewise
+
+    backend = ExtensionBackend(config, facts)
+    if backend.before is None:
+        return {}
+    return {OUTPUT: await start_up(backend.before, backend.environment(None), directory, backend.timeout)}
+
+
+def _cloud_driver(directory: Path) -> Driver:
+    from wincey.cloud.driver import CloudDriver  # noqa: PLC0415  # likewise
+
+    return CloudDriver(directory, rng=random.Random())  # noqa: S311  # jitter, no secrets
+
+
+async def _aws_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.aws_metadata import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+async def _gce_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.gce import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host(format_address(facts.local) if facts.local else "")
+
+
+async def _tencent_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.tencent import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+async def _ali_place(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.cloud.ali import ask_host  # noqa: PLC0415  # likewise
+
+    return await ask_host()
+
+
+def _bgp_driver(directory: Path) -> Driver:
+    from wincey.programs.bgp.driver import BgpDriver  # noqa: PLC0415  # likewise
+
+    return BgpDriver(directory)
+
+
+async def _routing_daemon(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.bgp.question import routing_daemon  # noqa: PLC0415  # likewise
+
+    daemon, instance = asked_for(config)
+    return {ROUTING_DAEMON: routing_daemon(daemon, own=instance == "own", directory=directory)}
+
+
+def _wireguard_driver(directory: Path) -> Driver:
+    from wincey.kernel.wireguard.driver import WireguardDriver  # noqa: PLC0415  # likewise
+
+    return WireguardDriver()
+
+
+async def _wireguard_key(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.kernel.wireguard.ask import ask  # noqa: PLC0415  # likewise
+
+    return await ask()
+
+
+def _ipsec_driver(directory: Path) -> Driver:
+    from wincey.programs.strongswan.driver import StrongswanDriver  # noqa: PLC0415  # likewise
+
+    return StrongswanDriver(directory)
+
+
+async def _ipsec_means(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.strongswan.host import choose_esp  # noqa: PLC0415  # likewise
+
+    return {"esp": choose_esp(IpsecBackend(config, facts).esp_choice)}
+
+
+PARTS: tuple[Part, ...] = (
+    Part("extension", (CommandNetwork, CommandPeer), _command_driver),
+    Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
+    Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
+    Part("ipsec", (IkeDaemon, IpsecPeer, XfrmPolicy), _ipsec_driver),
+    Part("cloud", (CloudTable, CloudForwarding, CloudLease, CloudRoute), _cloud_driver),
+)
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
 
-QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {}
+QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Mapping[str, str]]]] = {
+    ExtensionBackend.type: _start_commands,
+    WireguardBackend.type: _wireguard_key,
+    BgpBackend.type: _routing_daemon,
+    IpsecBackend.type: _ipsec_means,
+    AwsVpcBackend.type: _aws_place,
+    GceBackend.type: _gce_place,
+    TencentVpcBackend.type: _tencent_place,
+    AliVpcBackend.type: _ali_place,
+}
 """By backend type: what it has to know of the host (HostFacts.found), given the directory for the network's files."""
+
+
+async def _aws_server_place() -> Mapping[str, str]:
+    from wincey.cloud.aws_metadata import ask_server  # noqa: PLC0415  # likewise
+
+    return await ask_server()
+
+
+SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {
+    AwsVpcBackend.type: _aws_server_place,
+}
+"""By backend type: what a server has to know that keeps the cloud's route tables for its clients."""
 
 
 class PartDriver:
@@ -86,12 +211,15 @@ def part_drivers(state: State) -> list[Driver]:
 
 
 class HostAsk:
-    """Asks the question of the config's backend; see preparation.Ask."""
+    """Asks the question of the config's backend; see preparation.Ask. served: whether our server keeps the cloud's tables."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, served: Callable[[], bool] = lambda: False) -> None:
+        self._directory, self._served = directory, served
 
     async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
         """Raises BadConfig and NotJoinable."""
         question = QUESTIONS.get(config.backend_type)
-        return await question(config, facts, self._directory) if question else {}
+        found = await question(config, facts, self._directory) if question else {}
+        if config.backend_type in SERVER_QUESTIONS and self._served():
+            found = {**found, SERVED: "yes"}
+        return found

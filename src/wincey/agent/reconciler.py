@@ -16,7 +16,7 @@ from wincey.agent import memory
 from wincey.agent.desired import DesiredState
 from wincey.kernel.diff import diff
 from wincey.kernel.driver import Driver
-from wincey.model.state import Changes, Failure, Key, Object, Scope
+from wincey.model.state import Changes, Failure, Key, Object, Scope, Sysctl
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Reconciler:
 
     def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:
         # What the plan has just changed, and retries of what failed before, are no repairs.
-        repaired = [item for item in (*changes.put, *changes.delete) if item.key not in expected]
+        repaired = [item for item in (*changes.put, *changes.delete) if item.key not in expected and not item.watched]
         self.repaired += len(repaired)
         for item in repaired[:5]:
             state = "was missing" if item.key not in actual else "was changed" if item in changes.put else "was stale"
@@ -159,10 +159,25 @@ class Reconciler:
 
     def _tell_failures(self) -> None:
         level = logging.ERROR if self._failed_audits == 0 else logging.DEBUG
-        for failure in list(self.failures.values())[:5]:
+        failures = [failure for failure in causes(self.failures.values()) if not failure.object.watched]
+        for failure in failures[:5]:
             log.log(level, "%s: %s", failure.object, failure.reason)
-        if len(self.failures) > 5:
-            log.log(level, "%d more objects could not be put in place", len(self.failures) - 5)
+        if len(failures) > 5:
+            log.log(level, "%d more objects could not be put in place", len(failures) - 5)
+
+
+def causes(failures: Iterable[Failure]) -> list[Failure]:
+    """Those that are not just the consequence of another: without its device nothing on it can be."""
+    found = list(failures)
+    missing = {failure.object.makes for failure in found if failure.object.makes}
+    return [failure for failure in found if not missing.intersection(_devices(failure.object))]
+
+
+def _devices(item: Object) -> list[str]:
+    """The names of devices that an object depends on, maybe among other words; none for a device itself."""
+    if item.makes:
+        return []
+    return item.path.split("/") if isinstance(item, Sysctl) else [getattr(item, "device", "")]
 
 
 def _steps(changes: Changes) -> list[Changes]:

@@ -30,7 +30,10 @@ _LIMITS = Limits(body=64 * 1024, connections=20_000, half_closed=0.1)
 
 
 class ServerOptions(msgspec.Struct, frozen=True):
-    """Everything that the process needs to know. token_file: "" for none. healthz_port 0: no health endpoint."""
+    """Everything that the process needs to know. token_file: "" for none. healthz_port 0: no health endpoint.
+
+    cloud_routes: whether to keep the cloud's route tables for the clients.
+    """
 
     store: StoreOptions
     prefix: str
@@ -41,6 +44,7 @@ class ServerOptions(msgspec.Struct, frozen=True):
     token_file: str
     healthz_ip: str
     healthz_port: int
+    cloud_routes: bool = False
 
 
 async def serve_remote(options: ServerOptions) -> None:
@@ -53,7 +57,8 @@ async def serve_remote(options: ServerOptions) -> None:
     _warn(options, encrypted=tls is not None)
     _raise_descriptor_limit()
     health = Health()
-    api = Api(options.prefix, access, random.Random())  # noqa: S311  # jitter and the choice of a subnet, no secrets
+    rng = random.Random()  # noqa: S311  # jitter and the choice of a subnet, no secrets
+    api = Api(options.prefix, access, rng, keeps_cloud=options.cloud_routes)
     server = HttpServer(api.handle, _LIMITS)
     opening = asyncio.create_task(_keep_store(options, api, health))
     probe: HttpServer | None = None
@@ -109,10 +114,24 @@ async def _keep_store(options: ServerOptions, api: Api, health: Health) -> None:
     log.info("serving out of %s", store.name)
     api.store = store
     health.set_ready()
+    tasks = [asyncio.create_task(_watch_store(store, api.prefix, health))]
+    if options.cloud_routes:
+        from wincey.agent.cloudtables import CloudTables  # noqa: PLC0415  # most servers keep none
+
+        tasks.append(asyncio.create_task(CloudTables(store, api.prefix, random.Random()).run()))  # noqa: S311  # as above
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_store(store: KeyValueStore, prefix: str, health: Health) -> None:
     while True:
         await asyncio.sleep(5)
         try:
-            await store.get(f"{api.prefix}/config")
+            await store.get(f"{prefix}/config")
         except StoreError as error:
             health.set_not_ready(str(error))
         else:

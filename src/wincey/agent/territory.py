@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.model.address import Subnet
@@ -19,6 +21,12 @@ class Territory:
 
     def __init__(self, state: State, reconciler: Reconciler) -> None:
         self._state, self._reconciler = state, reconciler
+        self._current = True
+
+    def follow(self, *, current: bool) -> None:
+        """Whether the leases are known as the store has them."""
+        self._current = current
+        self._reconciler.scope = msgspec.structs.replace(self._reconciler.scope, current=current)
 
     def claim(self, networks: Iterable[Subnet] = (), objects: Iterable[Object] = ()) -> None:
         """Add networks, and the devices among some objects."""
@@ -45,4 +53,6 @@ class Territory:
 
     def _apply(self) -> None:
         self._state.save()
-        self._reconciler.scope = Scope(tuple(sorted(self._state.devices)), tuple(sorted(self._state.networks)))
+        self._reconciler.scope = Scope(
+            tuple(sorted(self._state.devices)), tuple(sorted(self._state.networks)), self._current
+        )

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import msgspec
 
+from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.alloc import AllocBackend
+from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import Backend, HostFacts
+from wincey.backends.bgp import BgpBackend, BgpByPlainRoutes
+from wincey.backends.cloud import CloudBackend, Unaided
+from wincey.backends.extension import ExtensionBackend
+from wincey.backends.gce import GceBackend
 from wincey.backends.hostgw import HostGwBackend
+from wincey.backends.ipip import IpipBackend
+from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.tencentvpc import TencentVpcBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
+from wincey.backends.wireguard import WireguardBackend
 from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import BadLease, UnknownBackend, WinceyError
 from wincey.model.lease import LeaseAttrs
 
 BACKENDS: dict[str, type[Backend]] = {
-    backend.type: backend for backend in (VxlanBackend, HostGwBackend, UdpBackend, AllocBackend)
+    backend.type: backend
+    for backend in (
+        VxlanBackend,
+        HostGwBackend,
+        UdpBackend,
+        AllocBackend,
+        BgpBackend,
+        ExtensionBackend,
+        AwsVpcBackend,
+        GceBackend,
+        TencentVpcBackend,
+        AliVpcBackend,
+        IpipBackend,
+        IpsecBackend,
+        WireguardBackend,
+    )
 }
-
-NOT_YET = ("wireguard", "ipsec", "ipip", "aws-vpc", "gce", "ali-vpc", "tencent-vpc", "extension")
 
 
 def make(config: NetworkConfig, host: HostFacts) -> Backend:
@@ -25,8 +48,7 @@ def make(config: NetworkConfig, host: HostFacts) -> Backend:
     backend = BACKENDS.get(config.backend_type)
     if backend is None:
         known = ", ".join(sorted(BACKENDS))
-        why = "is not built yet" if config.backend_type in NOT_YET else "is unknown"
-        raise UnknownBackend(f"Backend.Type {config.backend_type!r} {why}; use one of {known}")
+        raise UnknownBackend(f"Backend.Type {config.backend_type!r} is unknown; use one of {known}")
     return backend(config, host)
 
 
@@ -38,7 +60,11 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
     needs no help from us).
     """
     kind = attrs.backend_type or UdpBackend.type
-    if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type}:
+    if issubclass(BACKENDS.get(kind, object), CloudBackend):  # the cloud's own network sees to it
+        return Unaided(config, host, kind)
+    if kind == BgpBackend.type:
+        return BgpByPlainRoutes(config, msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6))
+    if kind not in {VxlanBackend.type, HostGwBackend.type, UdpBackend.type, IpipBackend.type}:
         raise BadLease(f"a peer uses the backend {kind!r}, which this host has no way to reach")
     if kind == HostGwBackend.type:  # what it demands of our public address is for being reached, not for reaching
         host = msgspec.structs.replace(host, public=host.local, public_v6=host.local_v6)
@@ -55,4 +81,11 @@ def towards(attrs: LeaseAttrs, config: NetworkConfig, host: HostFacts) -> Backen
 
 def _with(config: NetworkConfig, kind: str, options: BackendOptions, vni: int | None) -> NetworkConfig:
     values = options.values if vni is None else options.values | {"vni": ("VNI", vni)}
-    return msgspec.structs.replace(config, backend_type=kind, backend=BackendOptions(values))
+    # One that carries IPv4 only is still the way to the IPv4 part of a peer that is late with a change to dual stack.
+    v4_only = config.enable_ipv4 and kind in {UdpBackend.type, IpipBackend.type}
+    return msgspec.structs.replace(
+        config,
+        backend_type=kind,
+        backend=BackendOptions(values),
+        enable_ipv6=config.enable_ipv6 and not v4_only,
+    )

@@ -79,6 +79,7 @@ def _work(options: Options) -> Coroutine[None, None, object]:
                 token_file=options.remote_token_file,
                 healthz_ip=options.healthz_ip,
                 healthz_port=options.healthz_port,
+                cloud_routes=options.cloud_routes,
             )
         )
     from wincey.agent.daemon import serve

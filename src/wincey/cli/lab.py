@@ -11,6 +11,7 @@ import click
 
 from wincey.cli import lab_output
 from wincey.cli.lab_options import make_spec, spec_options
+from wincey.cli.lab_vm import again_in_vm, vm, vm_option
 from wincey.lab.errors import LabError
 from wincey.lab.lab import ROOT, Lab, lab_names
 from wincey.lab.namespace import enter_argv
@@ -55,9 +56,13 @@ def lab(ctx: click.Context, directory: Path) -> None:
       wincey lab exec h1c1 -- ping -c3 10.5.9.2         a command in a container, or on a host
       wincey lab up --daemon h2=/opt/flannel/flanneld --store etcd3     flannel on h2, ours elsewhere
       wincey lab down
+      wincey lab vm -- uname -r                         a command in a virtual machine with Debian's kernel
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     extend_path()
     ctx.obj = directory.absolute()
+
+
+lab.add_command(vm)
 
 
 @lab.command()
@@ -94,9 +99,19 @@ def up(root: Path, /, *, timeout: float, as_json: bool, **options: Any) -> None:
     "--seconds", type=float, default=2, show_default=True, help="Length of the throughput sample; 0 for none."
 )
 @json_option
-@click.pass_obj
+@vm_option
+@click.pass_context
 def run(
-    root: Path, /, *, timeout: float, count: int, wait: float, seconds: float, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    *,
+    timeout: float,
+    count: int,
+    wait: float,
+    seconds: float,
+    as_json: bool,
+    in_vm: bool,
+    **options: Any,
 ) -> None:
     """Make a lab, ping all pairs, measure, remove it.
 
@@ -106,9 +121,12 @@ def run(
     Examples:
       wincey lab run --hosts 3 --backend vxlan
       wincey lab run --backend host-gw --store etcd2 --dual --json
+      wincey lab run --backend ipip --vm           on a kernel that has what this machine's lacks
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
-    begin = time.monotonic()
+    begin, root = time.monotonic(), ctx.obj
     spec = make_spec(root, **options)
+    if in_vm:
+        _exit(ok=False, code=again_in_vm(ctx, spec.hosts))
     with interruptible(), lab_output.progress() as report:
         made = Lab(spec, root=root, report=report)
         made.up(timeout=timeout, tolerant=True)

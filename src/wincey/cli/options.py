@@ -63,6 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     remote_certfile: str
     remote_cafile: str
     remote_token_file: str
+    cloud_routes: bool
     iface: tuple[str, ...]
     iface_regex: tuple[str, ...]
     iface_can_reach: Address | None
@@ -257,6 +258,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("remote-certfile", "s", "", "file with our TLS certificate, between client and server", "0.5.2", "0.7.1"),
     Flag("remote-cafile", "s", "", "file with the certificate authority of the other side", "0.5.2", "0.7.1"),
     Flag("remote-token-file", "s", "", "a client's token, or a server's list of them and their networks"),
+    Flag("cloud-routes", "b", False, "with --listen: keep the cloud's route tables for the clients"),
     # Which interface and which addresses.
     Flag("iface", "l", (), "interface for traffic between hosts, by address or name; repeatable, first match", "0.1.0"),
     Flag("iface-regex", "l", (), "the same by regular expression; repeatable, after all --iface", "0.8.0"),

@@ -25,6 +25,7 @@ COMMANDS = {
     "lab": "wincey.cli.lab:lab",
     "leases": "wincey.cli.leases:leases",
     "peers": "wincey.cli.look:peers",
+    "routes": "wincey.cli.routes:routes",
     "status": "wincey.cli.look:status",
     "diff": "wincey.cli.look:diff",
     "explain": "wincey.cli.look:explain",

@@ -1,12 +1,14 @@
 """Our devices: read, made, changed, removed.
 
 A device is changed in place wherever the kernel can, so that packets keep flowing and everything on it stays. Only another
-VNI, port or GBP flag means that a vxlan device must be made anew, which takes all its routes and entries with it.
+VNI, port or GBP flag means that a vxlan device must be made anew, and a fixed remote address an ipip device, which takes
+all its routes and entries with it.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 import msgspec
 
@@ -15,8 +17,8 @@ from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkErro
 from wincey.kernel.objects import Names, link
 from wincey.kernel.reasons import explain
 from wincey.kernel.rtnl import LinkMessage, VxlanMessage
-from wincey.model.address import format_mac
-from wincey.model.state import Link, Vxlan
+from wincey.model.address import format_address, format_mac
+from wincey.model.state import Ipip, Link, Vxlan
 
 _NAME_SIZE = 15  # IFNAMSIZ without its final zero
 
@@ -62,6 +64,8 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> str:
         )
     if wanted.vxlan:
         loss = _put_vxlan(netlink, names, wanted, wanted.vxlan, found)
+    elif wanted.ipip:
+        loss = _put_ipip(netlink, wanted, wanted.ipip, found)
     elif found:
         loss = _change(netlink, wanted, found)
     else:
@@ -96,22 +100,36 @@ def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found
     return f"device {wanted.name} had to be made anew" if found else ""
 
 
+def _put_ipip(netlink: Netlink, wanted: Link, ipip: Ipip, found: LinkMessage | None) -> str:
+    info = rtnl.ipip_info(ipip)
+    if found:
+        same = found.ipip is not None and found.ipip.plain and found.ipip.local == ipip.local
+        try:
+            return _change(netlink, wanted, found, b"" if same else info)
+        except LinkRefused:
+            if same:
+                raise
+        _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))
+    refusal = _make(netlink, wanted, info)
+    if refusal and refusal.errno == errno.EEXIST:
+        for other in _links(netlink):
+            if other.ipip and other.ipip.plain and other.ipip.local == ipip.local:
+                raise LinkRefused(
+                    f"device {other.name} is an ipip tunnel from {format_address(ipip.local)} to any address already, and"
+                    f" the kernel allows one: remove it (`ip link delete {other.name}`)"
+                )
+    if refusal:
+        raise LinkRefused(explain(wanted, refusal))
+    return f"device {wanted.name} had to be made anew" if found else ""
+
+
 def _changeable(current: VxlanMessage, vxlan: Vxlan) -> bool:
     fixed = (current.vni, current.port, current.gbp) == (vxlan.vni, vxlan.port, vxlan.gbp)
     return fixed and len(current.local) == len(vxlan.local)
 
 
 def _create(netlink: Netlink, wanted: Link, vxlan: Vxlan, underlay: int) -> None:
-    request = rtnl.encode_link(
-        rtnl.RTM_NEWLINK,
-        NLM_F_CREATE | NLM_F_EXCL,
-        name=wanted.name,
-        up=True,
-        mtu=wanted.mtu,
-        mac=wanted.mac,
-        info=rtnl.vxlan_info(vxlan, underlay),
-    )
-    refusal = netlink.transact([request]).get(0)
+    refusal = _make(netlink, wanted, rtnl.vxlan_info(vxlan, underlay))
     if not refusal:
         return
     if refusal.errno == errno.EEXIST and (other := _occupant(netlink, vxlan)):
@@ -126,12 +144,30 @@ def _create(netlink: Netlink, wanted: Link, vxlan: Vxlan, underlay: int) -> None
 
 def _occupant(netlink: Netlink, vxlan: Vxlan) -> str:
     """The name of the vxlan device that has this VNI and port."""
+    for found in _links(netlink):
+        if found.vxlan and (found.vxlan.vni, found.vxlan.port) == (vxlan.vni, vxlan.port):
+            return found.name
+    return ""
+
+
+def _links(netlink: Netlink) -> Iterator[LinkMessage]:
     for kind, data, start, end in messages(netlink.dump(rtnl.RTM_GETLINK, rtnl.dump_links())):
         if kind == rtnl.RTM_NEWLINK:
-            found = rtnl.decode_link(data, start, end)
-            if found.vxlan and (found.vxlan.vni, found.vxlan.port) == (vxlan.vni, vxlan.port):
-                return found.name
-    return ""
+            yield rtnl.decode_link(data, start, end)
+
+
+def _make(netlink: Netlink, wanted: Link, info: bytes) -> Refusal | None:
+    """Make a device, up, that is not there."""
+    request = rtnl.encode_link(
+        rtnl.RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        name=wanted.name,
+        up=True,
+        mtu=wanted.mtu,
+        mac=wanted.mac,
+        info=info,
+    )
+    return netlink.transact([request]).get(0)
 
 
 def _change(netlink: Netlink, wanted: Link, found: LinkMessage, info: bytes = b"") -> str:

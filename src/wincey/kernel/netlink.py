@@ -130,10 +130,13 @@ def batches(requests: Sequence[bytes]) -> Iterator[range]:
 
 
 class Netlink:
-    """A NETLINK_ROUTE socket. strict: let the kernel filter dumps by what the request's body says (Linux 5.0)."""
+    """A netlink socket, of NETLINK_ROUTE unless told otherwise. strict: let the kernel filter dumps by what the request's
+    body says (Linux 5.0)."""
 
-    def __init__(self, groups: Sequence[int] = (), *, strict: bool = True) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(
+        self, groups: Sequence[int] = (), *, strict: bool = True, protocol: int = socket.NETLINK_ROUTE
+    ) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.setblocking(False)
             self._grow(_SO_SNDBUFFORCE, socket.SO_SNDBUF)

@@ -10,9 +10,14 @@ from typing import Literal
 from wincey.kernel import rtnl
 from wincey.kernel.rtnl import LinkMessage, NeighborMessage, RouteMessage
 from wincey.model.address import Address, Subnet
-from wincey.model.state import FdbEntry, Link, Neighbor, Route, Vxlan
+from wincey.model.state import FdbEntry, Ipip, Link, Neighbor, Route, Vxlan
 
-_KINDS: dict[str, Literal["vxlan", "tun"]] = {"vxlan": "vxlan", "tun": "tun"}
+_KINDS: dict[str, Literal["vxlan", "ipip", "tun", "wireguard"]] = {
+    "vxlan": "vxlan",
+    "ipip": "ipip",
+    "tun": "tun",
+    "wireguard": "wireguard",
+}
 
 
 class Names:
@@ -88,7 +93,13 @@ def routes(message: RouteMessage, names: Names) -> tuple[Route, ...]:
         return (Route(destination, "", kind="blackhole"),)
     if len(message.hops) > 1 and len(message.destination) == 4:
         return (Route(destination, names.name(message.hops[0].oif), onlink=True),)
-    return tuple([Route(destination, names.name(hop.oif), hop.gateway, hop.onlink) for hop in message.hops])
+    link_scope = message.link_scope
+    return tuple(
+        [
+            Route(destination, names.name(hop.oif), hop.gateway, hop.onlink, link_scope=link_scope)
+            for hop in message.hops
+        ]
+    )
 
 
 def neighbor(message: NeighborMessage, device: str) -> Neighbor | FdbEntry | None:
@@ -121,11 +132,14 @@ def link(message: LinkMessage, names: Names, wanted: Link | None, tx_checksum: b
             learning=message.vxlan.learning,
             gbp=message.vxlan.gbp,
         )
+    # One that leads elsewhere comes without, which is nobody's.
+    ipip = Ipip(message.ipip.local) if message.ipip and message.ipip.plain else None
     return Link(
         message.name,
         kind,
         message.mtu if message.up else 0,
-        mac=None if kind == "tun" or (wanted and wanted.mac is None) else message.mac,
+        mac=None if kind != "vxlan" or (wanted and wanted.mac is None) else message.mac,
         vxlan=vxlan,
+        ipip=ipip,
         tx_checksum=tx_checksum if wanted and wanted.tx_checksum is not None else None,
     )

@@ -24,7 +24,11 @@ def explain(item: Object, refusal: Refusal) -> str:
     """The kernel's words, and what is known to help."""
     hint = _HINTS.get(refusal.errno, "")
     if isinstance(item, Link) and refusal.errno == errno.EOPNOTSUPP:
-        hint = f"the kernel has no {item.kind} support: load its module with `modprobe {item.kind}`"
+        # Making the device has loaded the module where there is one.
+        hint = (
+            f"the kernel has no {item.kind} support: load its module with `modprobe {item.kind}`, or use another backend"
+            " if it has none"
+        )
     elif isinstance(item, Route) and item.gateway and refusal.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         where = f" on {item.device}" if item.device else ""
         hint = (

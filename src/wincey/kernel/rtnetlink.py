@@ -42,11 +42,15 @@ _KINDS: dict[type[Object], tuple[int, int]] = {
 
 
 class RtnetlinkDriver:
-    """Keeps links, addresses, neighbors, FDB entries and routes in the network namespace that it is made in."""
+    """Keeps links, addresses, neighbors, FDB entries and routes in the network namespace that it is made in.
+
+    protocol: the rtnetlink protocol number of its routes, which tells them from others'. Only the default is watched.
+    """
 
     handles: tuple[type[Object], ...] = (Link, InterfaceAddress, Route, Neighbor, FdbEntry)
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = rtnl.ROUTE_PROTOCOL) -> None:
+        self._protocol = protocol
         self._netlink = Netlink()
         self._names = Names()
         self._expectation = Expectation(self._names, self._current)
@@ -158,7 +162,7 @@ class RtnetlinkDriver:
 
     def _read_routes(self, family: int, devices: Mapping[int, str], found: _Findings) -> None:
         networks, names, own = self._expectation.networks, self._names, set(devices.values())
-        for message in self._dump_routes(rtnl.dump_routes(family, protocol=rtnl.ROUTE_PROTOCOL), ours=True):
+        for message in self._dump_routes(rtnl.dump_routes(family, protocol=self._protocol), ours=True):
             for item in routes(message, names):
                 if item.device in own or (message.destination, message.length) in networks:
                     found.add(item)
@@ -179,7 +183,7 @@ class RtnetlinkDriver:
                 raise
             return
         for kind, data, start, end in messages(datagrams):
-            if kind == rtnl.RTM_NEWROUTE and (rtnl.route_protocol(data, start) == rtnl.ROUTE_PROTOCOL) is ours:
+            if kind == rtnl.RTM_NEWROUTE and (rtnl.route_protocol(data, start) == self._protocol) is ours:
                 message = rtnl.decode_route(data, start, end)
                 if is_candidate(message):
                     yield message
@@ -245,8 +249,9 @@ class RtnetlinkDriver:
                 gateway=item.gateway,
                 onlink=put and item.onlink,
                 blackhole=item.kind == "blackhole",
+                link_scope=item.link_scope,
                 # Another program's leftovers on our own device go too; elsewhere never anything but our own.
-                protocol=0 if not put and device in self._expectation.devices.values() else rtnl.ROUTE_PROTOCOL,
+                protocol=0 if not put and device in self._expectation.devices.values() else self._protocol,
             )
         if isinstance(item, InterfaceAddress):
             return rtnl.encode_address(kind, flags, index, item.subnet)

@@ -15,7 +15,7 @@ import msgspec
 
 from wincey.kernel.netlink import NLM_F_REQUEST, attribute, attributes, message
 from wincey.model.address import Address, MacAddress, Subnet
-from wincey.model.state import Vxlan
+from wincey.model.state import Ipip, Vxlan
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -44,7 +44,7 @@ RTPROT_KERNEL = 2
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 RTM_F_CLONED = 0x200
 RTNH_F_ONLINK = 4
-RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 NUD_PERMANENT = 0x80
 NTF_SELF = 2
 IFF_UP = 1
@@ -58,6 +58,8 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 3, 4, 7, 15
 _VXLAN_LOCAL6, _VXLAN_UDP_CSUM, _VXLAN_GBP = 17, 18, 23
+_IPTUN_LINK, _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PMTUDISC = 1, 2, 3, 4, 10
+_IPTUN_ENCAP_TYPE, _IPTUN_COLLECT_METADATA = 15, 19
 _NLA_F_NESTED = 0x8000
 
 _ATTRIBUTE = struct.Struct("=HH")
@@ -99,6 +101,7 @@ class RouteMessage(msgspec.Struct, frozen=True, gc=False):
     metric: int
     source: Address | None
     hops: tuple[Hop, ...]
+    link_scope: bool = False
 
 
 class NeighborMessage(msgspec.Struct, frozen=True, gc=False):
@@ -132,6 +135,13 @@ class VxlanMessage(msgspec.Struct, frozen=True, gc=False):
     gbp: bool
 
 
+class IpipMessage(msgspec.Struct, frozen=True, gc=False):
+    """plain: sends to the gateway of the route, by whatever device leads there, with nothing around it."""
+
+    local: Address
+    plain: bool
+
+
 class LinkMessage(msgspec.Struct, frozen=True, gc=False):
     """A device. kind: "" for hardware, loopback and the like."""
 
@@ -142,6 +152,7 @@ class LinkMessage(msgspec.Struct, frozen=True, gc=False):
     mac: MacAddress
     kind: str
     vxlan: VxlanMessage | None
+    ipip: IpipMessage | None = None
 
 
 def encode_neighbor(kind: int, flags: int, index: int, address: Address, mac: MacAddress) -> bytes:
@@ -176,6 +187,7 @@ def encode_route(
     gateway: Address | None = None,
     onlink: bool = False,
     blackhole: bool = False,
+    link_scope: bool = False,
     protocol: int = ROUTE_PROTOCOL,
 ) -> bytes:
     """Put a route of the main table, or delete the one that has all of these. protocol 0 deletes that of any protocol.
@@ -200,7 +212,7 @@ def encode_route(
         request.pack(
             request.size + len(rest), kind, flags | NLM_F_REQUEST, 0, 0,
             socket.AF_INET if size == 4 else socket.AF_INET6, destination.length, 0, 0, TABLE_MAIN, protocol,
-            RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else RT_SCOPE_UNIVERSE,
+            RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else RT_SCOPE_LINK if link_scope else RT_SCOPE_UNIVERSE,
             RTN_BLACKHOLE if blackhole else RTN_UNICAST,
             RTNH_F_ONLINK if onlink else 0,
             size + 4, _RTA_DST, address,
@@ -260,6 +272,18 @@ def vxlan_info(vxlan: Vxlan, underlay: int, current: VxlanMessage | None = None)
         data += attribute(_VXLAN_LEARNING, bytes([vxlan.learning]))
     return attribute(
         _IFLA_LINKINFO | _NLA_F_NESTED, attribute(_INFO_KIND, b"vxlan") + attribute(_INFO_DATA | _NLA_F_NESTED, data)
+    )
+
+
+def ipip_info(ipip: Ipip) -> bytes:
+    """The attribute that makes a link an ipip device, or changes one: what is left out goes back to its default.
+
+    Without PMTUDISC the outer packet may be fragmented on its way just if the inner one may; the default forbids it for all.
+    """
+    data = attribute(_IPTUN_LINK, _U32.pack(0)) + attribute(_IPTUN_LOCAL, ipip.local)
+    data += attribute(_IPTUN_REMOTE, bytes(4)) + attribute(_IPTUN_TTL, b"\0") + attribute(_IPTUN_PMTUDISC, b"\0")
+    return attribute(
+        _IFLA_LINKINFO | _NLA_F_NESTED, attribute(_INFO_KIND, b"ipip") + attribute(_INFO_DATA | _NLA_F_NESTED, data)
     )
 
 
@@ -333,7 +357,7 @@ def route_protocol(data: bytes, offset: int) -> int:
 
 def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     """Read the body of RTM_NEWROUTE or RTM_DELROUTE."""
-    family, size, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(data, offset)
+    family, size, _, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(data, offset)
     offset += 12
     destination = gateway = source = None
     oif = metric = 0
@@ -360,7 +384,8 @@ def decode_route(data: bytes, offset: int, end: int) -> RouteMessage:
     if destination is None:
         destination = bytes(4 if family == socket.AF_INET else 16)
     hops = hops or (Hop(oif, gateway, bool(flags & RTNH_F_ONLINK)),)
-    return RouteMessage(destination, size, tos, table, protocol, kind, bool(flags & RTM_F_CLONED), metric, source, hops)
+    cloned, link_scope = bool(flags & RTM_F_CLONED), scope == RT_SCOPE_LINK
+    return RouteMessage(destination, size, tos, table, protocol, kind, cloned, metric, source, hops, link_scope)
 
 
 def _decode_hops(data: bytes, offset: int, end: int) -> tuple[Hop, ...]:
@@ -395,6 +420,7 @@ def decode_link(data: bytes, offset: int, end: int) -> LinkMessage:
     inner = attributes(info, 0, len(info))
     kind = inner.get(_INFO_KIND, b"").rstrip(b"\0").decode()
     vxlan = _decode_vxlan(inner[_INFO_DATA]) if kind == "vxlan" and _INFO_DATA in inner else None
+    ipip = _decode_ipip(inner[_INFO_DATA]) if kind == "ipip" and _INFO_DATA in inner else None
     return LinkMessage(
         index,
         found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape"),
@@ -403,6 +429,7 @@ def decode_link(data: bytes, offset: int, end: int) -> LinkMessage:
         found.get(_IFLA_ADDRESS, b""),
         kind,
         vxlan,
+        ipip,
     )
 
 
@@ -415,4 +442,13 @@ def _decode_vxlan(data: bytes) -> VxlanMessage:
         underlay=_U32.unpack(found[_VXLAN_LINK])[0] if _VXLAN_LINK in found else 0,
         learning=found.get(_VXLAN_LEARNING) == b"\1",
         gbp=_VXLAN_GBP in found,
+    )
+
+
+def _decode_ipip(data: bytes) -> IpipMessage:
+    found = attributes(data, 0, len(data))
+    elsewhere = [found.get(each, b"") for each in (_IPTUN_REMOTE, _IPTUN_LINK, _IPTUN_ENCAP_TYPE)]
+    return IpipMessage(
+        local=found.get(_IPTUN_LOCAL, bytes(4)),
+        plain=not any(b"".join(elsewhere)) and _IPTUN_COLLECT_METADATA not in found,
     )

@@ -132,13 +132,27 @@ class Host(Node):
         flags = plan.daemon_flags(self.spec, facts, own=command is None)
         return plan.daemon_argv(command, flags, facts) if command else [*own_flanneld(), *flags]
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the daemon finds in its environment: places of its own for what hosts on one machine must not share."""
+        return {
+            "WIREGUARD_KEY_FILE": str(self.directory / "wgkey"),
+            "WIREGUARD_SOCKET_DIR": str(self.directory / "wireguard"),
+        }
+
     def start_daemon(self, command: str | None = None, *, wait: bool = True, timeout: float = READY_TIMEOUT) -> Process:
         """Start the daemon (command: as in `--daemon`) and wait for its subnet.env; raises LabError, NotReady."""
         if self.running:
             raise LabError(f"{self.name} has a daemon already: stop it first")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._before = self._env_identity()
-        self._daemon = Process.spawn(self.argv(command), netns=self.netns, log=self.log_path, pidfile=self._pidfile)
+        self._daemon = Process.spawn(
+            self.argv(command),
+            netns=self.netns,
+            log=self.log_path,
+            pidfile=self._pidfile,
+            variables=self.variables,
+        )
         if wait:
             self.wait_ready(timeout)
         return self._daemon

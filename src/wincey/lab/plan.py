@@ -32,11 +32,19 @@ PREFIX = "/coreos.com/network"
 SWITCH = "switch"
 STORE = "store"
 STORES = ("sqlite", "etcd3", "etcd2")
-BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc")
+BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc", "bgp", "extension")
 MAX_HOSTS = 1000
 """A Linux bridge has at most 1023 ports."""
 
 _NETWORKS = {4: "10.5.0.0/16", 6: "fd00:5::/48"}
+_NEEDED: dict[str, dict[str, Any]] = {
+    "extension": {  # which by itself connects nothing: routes through the other hosts, as host-gw
+        "SubnetAddCommand": '[ -z "$SUBNET" ] || ip route replace "$SUBNET" via "$PUBLIC_IP" || exit;'
+        ' [ -z "$IPV6SUBNET" ] || ip route replace "$IPV6SUBNET" via "$PUBLIC_IPV6"',
+        "SubnetRemoveCommand": 'for subnet in $SUBNET $IPV6SUBNET; do ip route del "$subnet"; done',
+    },
+}
+"""Keys without which a backend does not connect the hosts."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 # `${x}` is the shell's and stays; braces around anything but a word (JSON) stay too.
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(\w+)\}")
@@ -133,7 +141,7 @@ def network_config(backend: str, families: Sequence[int] = (4,), **backend_optio
         config["EnableIPv4"] = False
     if 6 in families:
         config |= {"EnableIPv6": True, "IPv6Network": _NETWORKS[6]}
-    return json.dumps(config | {"Backend": {"Type": backend, **backend_options}})
+    return json.dumps(config | {"Backend": {"Type": backend, **_NEEDED.get(backend, {}), **backend_options}})
 
 
 def families(config: str) -> tuple[int, ...]:

@@ -28,8 +28,13 @@ class Process:
         self._child = child  # only in the process that started it, which must also reap it
 
     @classmethod
-    def spawn(cls, argv: Sequence[str], *, netns: str, log: Path, pidfile: Path) -> Process:
-        """Start a program in a namespace and in a session of its own, its output appended to `log`."""
+    def spawn(
+        cls, argv: Sequence[str], *, netns: str, log: Path, pidfile: Path, variables: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start a program in a namespace and in a session of its own, its output appended to `log`.
+
+        variables: join its environment.
+        """
         with log.open("ab") as output:
             child = subprocess.Popen(
                 enter_argv(netns, argv),
@@ -37,7 +42,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=clean_environment(os.environ),
+                env=clean_environment(os.environ) | dict(variables or {}),
                 cwd="/",
             )
         process = cls(child.pid, _start_time(child.pid) or 0, child)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -28,6 +28,8 @@ FORMERLY = "wincey-formerly"
 """Request header of PUT leases: the public address that the lease still has."""
 CONFIG = "wincey-config"
 """Response header of a long poll: `changed` when the network config did."""
+CLOUD, KEPT = "wincey-cloud-routes", "kept"
+"""Response header of GET config: the server keeps the cloud's route tables for its clients."""
 ERROR = "wincey-error"
 """Response header: the kind of failure, one of the following."""
 DUPLICATE_HOST, OUT_OF_SUBNETS = "duplicate-host", "out-of-subnets"
@@ -93,8 +95,8 @@ def parse_time(text: str) -> float | None:
     return calendar.timegm(moment.utctimetuple()) + float(match[3] or 0)
 
 
-def encode_config(config: NetworkConfig, raw: bytes) -> bytes:
-    """The config with its defaults filled in. raw: as it is in the store."""
+def encode_config(config: NetworkConfig, raw: bytes, secret: Collection[str] = ()) -> bytes:
+    """The config with its defaults filled in. raw: as it is in the store. secret: keys of Backend to leave out."""
     fields: dict[str, object] = {}
     if config.network:
         fields |= {
@@ -117,6 +119,11 @@ def encode_config(config: NetworkConfig, raw: bytes) -> bytes:
     for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
         if key.lower() == "backend":
             fields["Backend"] = msgspec.Raw(_compact(bytes(value)))
+            if secret and config.backend.values:
+                hidden = {each.lower() for each in secret}
+                fields["Backend"] = {
+                    name: option for lower, (name, option) in config.backend.values.items() if lower not in hidden
+                }
     return msgspec.json.encode(fields) + b"\n"
 
 

@@ -25,6 +25,8 @@ class Object(msgspec.Struct, frozen=True, gc=False):
     tag: ClassVar[str]
     essential: ClassVar[bool] = False
     """Containers can't be started without it."""
+    watched: ClassVar[bool] = False
+    """Another program makes it, and its driver tells when it is not as it should be: nothing of it is ever repaired."""
 
     @property
     def key(self) -> Key:
@@ -58,20 +60,27 @@ class Vxlan(msgspec.Struct, frozen=True, gc=False):
     gbp: bool = False
 
 
+class Ipip(msgspec.Struct, frozen=True, gc=False):
+    """The attributes of an ipip link that sends to whatever gateway a route names (kernel: net/ipv4/ipip.c)."""
+
+    local: Address  # outer source address
+
+
 class Link(Object, frozen=True, gc=False):
     """A device of ours, up. `mac` None: any. `tx_checksum` None: leave the offload as it is.
 
-    kind "vxlan" is made and removed by the kernel layer; kind "tun" is made by the tunnel (see Tunnel) and the kernel
-    layer only keeps its MTU and its being up.
+    kinds "vxlan" and "ipip" are made and removed by the kernel layer; kinds "tun" and "wireguard" are made by another driver
+    (see Tunnel, WireguardDevice) and the kernel layer only keeps their MTU and their being up.
     """
 
     tag: ClassVar[str] = "link"
     essential: ClassVar[bool] = True
     name: str
-    kind: Literal["vxlan", "tun"]
+    kind: Literal["vxlan", "ipip", "tun", "wireguard"]
     mtu: int
     mac: MacAddress | None = None
     vxlan: Vxlan | None = None
+    ipip: Ipip | None = None
     tx_checksum: bool | None = None
 
     @property
@@ -109,7 +118,10 @@ class InterfaceAddress(Object, frozen=True, gc=False):
 
 
 class Route(Object, frozen=True, gc=False):
-    """A route in the main table with our protocol number. `device` "" with kind "blackhole"."""
+    """A route in the main table with our protocol number. `device` "" with kind "blackhole".
+
+    link_scope: an IPv4 route without a gateway whose scope is link, not global.
+    """
 
     tag: ClassVar[str] = "route"
     destination: Subnet
@@ -117,6 +129,7 @@ class Route(Object, frozen=True, gc=False):
     gateway: Address | None = None
     onlink: bool = False
     kind: Literal["unicast", "blackhole"] = "unicast"
+    link_scope: bool = False
 
     @property
     def key(self) -> Key:
@@ -273,11 +286,13 @@ class Scope(msgspec.Struct, frozen=True):
     """What on this host is ours to remove: the only thing that decides what is stale and what is foreign.
 
     devices: names of devices we made. networks: the cluster networks; on a device that is not ours only routes with our
-    protocol number inside them are ours.
+    protocol number inside them are ours. current: the leases are known as the store has them; without it, what is shared
+    with other hosts is not judged.
     """
 
     devices: tuple[str, ...] = ()
     networks: tuple[Subnet, ...] = ()
+    current: bool = True
 
 
 class Changes(msgspec.Struct):

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from wincey.backends.cloud import CLOUD_KEYS
 from wincey.http.server import Request, Response
 from wincey.leasing.claims import Host
 from wincey.model import remote_api as wire
@@ -56,9 +57,13 @@ Answering: TypeAlias = Callable[[Request, Network, str], Awaitable[Response]]
 
 
 class Api:
-    """Answers requests out of `store`, which may come later than the first of them; `waiting`: why it is not there yet."""
+    """Answers requests out of `store`, which may come later than the first of them; `waiting`: why it is not there yet.
 
-    def __init__(self, prefix: str, access: Access, rng: random.Random) -> None:
+    keeps_cloud: clients are told that this server keeps the cloud's route tables, and not told the keys to the cloud.
+    """
+
+    def __init__(self, prefix: str, access: Access, rng: random.Random, *, keeps_cloud: bool = False) -> None:
+        self._keeps_cloud = keeps_cloud
         self.prefix = "/" + prefix.strip("/")
         self.store: KeyValueStore | None = None
         self.waiting = "the store is not open yet"
@@ -138,7 +143,9 @@ class Api:
 
     async def _config(self, request: Request, network: Network, key: str) -> Response:
         config, raw = await network.config()
-        return _json(wire.encode_config(config, raw))
+        if not self._keeps_cloud:
+            return _json(wire.encode_config(config, raw))
+        return _json(wire.encode_config(config, raw, CLOUD_KEYS), ((wire.CLOUD, wire.KEPT),))
 
     async def _take(self, request: Request, network: Network, key: str) -> Response:
         lease = await network.take(

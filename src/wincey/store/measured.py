@@ -44,6 +44,10 @@ class MeasuredLeases:
         return self._store.claims
 
     @property
+    def keeps_cloud(self) -> bool:
+        return self._store.keeps_cloud
+
+    @property
     def config_key(self) -> str:
         return self._store.config_key
 

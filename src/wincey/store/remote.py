@@ -48,6 +48,12 @@ class RemoteRegistry:
         self._base = f"/v1/{network}"
         self._address = ""
         self._config: bytes | None = None
+        self._keeps_cloud = False
+
+    @property
+    def keeps_cloud(self) -> bool:
+        """Whether the server keeps the cloud's route tables for its clients; known once the config was read."""
+        return self._keeps_cloud
 
     @property
     def name(self) -> str:
@@ -154,7 +160,9 @@ class RemoteRegistry:
 
     async def _read_config(self, client: HttpClient) -> bytes | None:
         try:
-            return (await self._servers.exchange(client, "GET", f"{self._base}/config")).body
+            response = await self._servers.exchange(client, "GET", f"{self._base}/config")
+            self._keeps_cloud = response.headers.get(wire.CLOUD) == wire.KEPT
+            return response.body
         except Missing:
             return None
 
