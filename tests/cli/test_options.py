@@ -23,16 +23,9 @@ CONTRACT = {
     "log_dir": "s",
 }  # fmt: skip
 OURS = {
-    "store",
-    "etcd-api",
-    "log-format",
-    "cleanup",
-    "ip-masq-exclude",
-    "remote-token-file",
-    "api-socket",
-    "api-group",
-    "metrics-listen",
-}
+    "store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "cloud-routes", "api-socket",
+    "api-group", "metrics-listen", "probe", "probe-interval",
+}  # fmt: skip
 
 
 def options(*arguments, **environ):

@@ -21,6 +21,7 @@ from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
 from wincey.agent.parts import HostAsk, part_drivers
 from wincey.agent.preparation import no_config
+from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.agent.view import NetworkView, Views, WaitingView
@@ -60,6 +61,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
 
     several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
     that may use it, "" for root alone. metrics_listen: address and port, 0 for none.
+    probe: seconds between two rounds of asking the peers, 0 for never.
     """
 
     store: StoreOptions
@@ -72,6 +74,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     api_socket: str = ""
     api_group: str = ""
     metrics_listen: tuple[str, int] = ("", 0)
+    probe: float = 0.0
     several: Several | None = None
 
 
@@ -96,6 +99,7 @@ async def live(
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
+    prober = Prober(rng, options.probe) if options.probe else None
 
     def on_ready(reason: str | None) -> None:
         waiting.reason = reason
@@ -122,14 +126,19 @@ async def live(
             rng=rng,
             ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud),
             seat=seat,
+            targets=prober.targets if prober else None,
         )
-        view = NetworkView(name, options.store.described, network, reconciler, measured.requests)
+        view = NetworkView(
+            name, options.store.described, network, reconciler, requests=measured.requests, prober=prober
+        )
         view.reason = waiting.reason
         views.put(name, view)
         links.watch_hosts(lambda why: network.host_changed())
         if seat:
             seat.listen(network.company_changed)
         tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
+        if prober:
+            tasks.append(asyncio.create_task(prober.run()))
         await asyncio.gather(*tasks)
     except WinceyError as error:
         state.tell(str(error))

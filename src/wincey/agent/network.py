@@ -41,6 +41,7 @@ from wincey.model.errors import (
     UnknownBackend,
 )
 from wincey.model.lease import Lease, LeaseAttrs
+from wincey.model.probe import Target
 from wincey.model.state import RuleSet
 from wincey.store.registry import BadEntry, LeaseStore, Snapshot, Update
 
@@ -69,7 +70,7 @@ class Network:
     """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet).
 
     ask: what the backend has to know of this host besides (see HostFacts.found). seat: its place among the host's networks,
-    None where it is the only one.
+    None where it is the only one. targets: kept as the peers that can be asked whether they answer.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Network:
         rng: random.Random,
         ask: Ask = ask_nothing,
         seat: Seat | None = None,
+        targets: dict[str, Target] | None = None,
     ) -> None:
         self._seat = seat
         self._settings, self.registry, self._reconciler = settings, registry, reconciler
@@ -101,7 +103,7 @@ class Network:
         self._host_changed = asyncio.Event()
         self._once = Once()
         self._preparation = Preparation(registry, look, state, self._once, ask=ask, seat=seat)
-        self._peers = Peers(reconciler, self._territory, self._once)
+        self._peers = Peers(reconciler, self._territory, self._once, targets)
         self.outage: str | None = None
         """Why the store can't be reached, None while it can."""
         registry.on_outage(self._on_outage)

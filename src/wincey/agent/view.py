@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from statistics import fmean, median
 from typing import Protocol
 
 import msgspec
@@ -15,12 +16,14 @@ from wincey import __version__
 from wincey.agent.explain import Host, Seen, Way, explain, outer_address
 from wincey.agent.network import Network
 from wincey.agent.peers import LOCAL
+from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.kernel.interfaces import read_interfaces, route_to
 from wincey.kernel.statistics import device_traffic
 from wincey.model.address import Address, format_address, parse_address
 from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
+from wincey.model.probe import Probed, Target, Window
 from wincey.model.report import (
     BadKeyReport,
     DifferenceReport,
@@ -31,12 +34,15 @@ from wincey.model.report import (
     NetworkReport,
     PeerReport,
     PeersReport,
+    ProbeReport,
+    ProbesReport,
     ReconcileReport,
     RequestsReport,
     StatusReport,
     StepReport,
     StoreReport,
     TrafficReport,
+    WayReport,
 )
 from wincey.model.state import Link
 from wincey.observe.localapi import BadQuestion, UnknownNetwork
@@ -81,6 +87,7 @@ class WaitingView:
             store=StoreReport(name=self._store, trouble=self.reason, requests=[]),
             subnet_file=self._subnet_file,
             peers=0,
+            probe=None,
             bad_keys=[],
             reconcile=ReconcileReport(
                 objects=0, ago=None, took=0.0, audits=0, cpu=0.0, changes=0, repaired=0, failures=[]
@@ -104,7 +111,7 @@ class WaitingView:
 
 
 class NetworkView:
-    """A network that has been opened. reason: why it is not ready; see Network's on_ready."""
+    """A network that has been opened. reason: why it is not ready; see Network's on_ready. requests: to its store, by operation."""
 
     def __init__(
         self,
@@ -112,10 +119,12 @@ class NetworkView:
         store: str,
         network: Network,
         reconciler: Reconciler,
+        *,
         requests: Mapping[str, Requests],
+        prober: Prober | None,
     ) -> None:
         self.reason: str | None = "starting"
-        self._name, self._store, self._requests = name, store, requests
+        self._name, self._store, self._requests, self._prober = name, store, requests, prober
         self._network, self._reconciler = network, reconciler
 
     def report(self) -> NetworkReport:
@@ -151,6 +160,7 @@ class NetworkView:
             store=StoreReport(name=self._store, trouble=network.outage, requests=_requests(self._requests)),
             subnet_file=network.subnet_file,
             peers=sum(owner != LOCAL for owner in desired.owners),
+            probe=self._probes(),
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
             reconcile=self._reconcile(),
         )
@@ -205,6 +215,45 @@ class NetworkView:
         outer = outer_address(host, address)
         return explain(host, address, Seen(actual, way_to(address), way_to(outer) if outer else None))
 
+    def _troubles(self, key: str) -> list[str]:
+        """What asking a peer has shown to be wrong."""
+        probed, target = self._probed(key)
+        wraps = next((item.wraps for item in self._reconciler.desired.of(LOCAL) if item.wraps), "")
+        return probed.troubles(target, wraps) if probed and target else []
+
+    def _probed(self, key: str) -> tuple[Probed | None, Target | None]:
+        prober = self._prober
+        return (prober.results.get(key), prober.targets.get(key)) if prober else (None, None)
+
+    def _probe(self, key: str) -> ProbeReport | None:
+        probed, target = self._probed(key)
+        if probed is None or target is None:
+            return None
+        return ProbeReport(
+            ago=time.monotonic() - probed.asked_at,
+            inner=_way(probed.inner) if target.inner else None,
+            outer=_way(probed.outer),
+            mtu=probed.mtu,
+            promised=target.mtu if target.inner else target.outer_mtu,
+        )
+
+    def _probes(self) -> ProbesReport | None:
+        if self._prober is None:
+            return None
+        known = [
+            (window, key)
+            for key, probed in self._prober.results.items()
+            if (target := self._prober.targets.get(key))
+            and (window := probed.inner if target.inner else probed.outer).asked
+        ]
+        times = [window.rtt for window, _ in known if window.rtt is not None]
+        return ProbesReport(
+            asked=len(known),
+            well=sum(not self._troubles(key) for _, key in known),
+            loss=fmean(window.loss for window, _ in known) if known else 0.0,
+            rtt=median(times) if times else None,
+        )
+
     def _peer(self, key: str, lease: Lease | None) -> PeerReport:
         objects = self._reconciler.desired.of(key)
         troubles = [
@@ -217,6 +266,7 @@ class NetworkView:
                 planner.peer(lease)
             except BadLease as error:
                 troubles.append(str(error))
+        troubles += self._troubles(key)
         text = key.rpartition("/")[2]
         try:
             subnets = LeaseKey.parse(text).subnets
@@ -229,6 +279,7 @@ class NetworkView:
             backend=lease.attrs.backend_type if lease else "",
             objects=[str(item) for item in objects],
             troubles=troubles,
+            probe=self._probe(key),
         )
 
     async def difference(self) -> DifferenceReport:
@@ -305,6 +356,10 @@ def way_to(address: Address) -> Way:
         return Way(refusal=error.strerror or str(error))
     interface = next((each for each in read_interfaces() if each.index == found.index), None)
     return Way(interface.name if interface else "?", interface.mtu if interface else 0, found.gateway)
+
+
+def _way(window: Window) -> WayReport:
+    return WayReport(asked=window.asked, loss=window.loss, rtt=window.rtt)
 
 
 def _traffic(devices: Iterable[str]) -> list[TrafficReport]:

@@ -126,6 +126,7 @@ def _daemon_options(options: Options) -> DaemonOptions:
         healthz_port=options.healthz_port,
         api_socket=_api_socket(options),
         api_group=options.api_group,
+        probe=float(options.probe_interval) if options.probe else 0.0,
         metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
         audit=max(60.0, options.iptables_resync),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wincey.cli.localapi import ask, console, duration, looking_options, network_option, print_json
-from wincey.model.report import DifferenceReport, ExplainReport, NetworkReport, PeersReport, StatusReport
+from wincey.model.report import DifferenceReport, ExplainReport, NetworkReport, PeersReport, ProbeReport, StatusReport
 
 Item = TypeVar("Item")
 
@@ -44,9 +44,14 @@ def status(socket: str | None, as_json: bool, output: str) -> None:
         if not report.networks:
             console().print(Text("no network is joined yet", style="yellow"))
     troubled = any(
-        each.trouble or each.store.trouble or each.reconcile.failures or each.bad_keys for each in report.networks
+        each.trouble or each.store.trouble or each.reconcile.failures or each.bad_keys or _unwell(each)
+        for each in report.networks
     )
     sys.exit(1 if troubled or not report.networks else 0)
+
+
+def _unwell(network: NetworkReport) -> bool:
+    return network.probe is not None and network.probe.well < network.probe.asked
 
 
 def _heading(report: StatusReport) -> Text:
@@ -71,7 +76,7 @@ def _network(network: NetworkReport, *, wide: bool) -> Table:
     )
     table.add_row("store", store)
     if network.backend:
-        table.add_row("peers", str(network.peers))
+        table.add_row("peers", _known(network))
         table.add_row("state", _state(network))
     for failure in _some(network.reconcile.failures, wide=wide):
         table.add_row("failed", Text(f"{failure.what}: {failure.reason}", style="red"))
@@ -102,6 +107,21 @@ def _lease(network: NetworkReport) -> str:
         return ""
     left = f", {duration(lease.left)} left unless renewed" if lease.left is not None else ""
     return f"{', '.join(lease.subnets)}{', a reservation' if lease.reservation else left}"
+
+
+def _known(network: NetworkReport) -> Text:
+    text = Text(str(network.peers))
+    if probe := network.probe:
+        bad = probe.asked - probe.well
+        text.append(f"; of {probe.asked} asked, ")
+        text.append(f"{bad} in trouble (wincey peers)" if bad else "all answer well", style="red" if bad else "green")
+        if probe.rtt is not None:
+            text.append(f", round trip {_milliseconds(probe.rtt)}, {probe.loss:.1%} lost")
+    return text
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
 def _state(network: NetworkReport) -> Text:
@@ -151,17 +171,28 @@ def _print_peers(report: PeersReport, *, wide: bool, several: bool) -> None:
     if report.note:
         screen.print(Text(report.note, style="yellow"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("subnet", "host", "backend", "state", *(("objects",) if wide else ())):
+    probed = any(peer.probe for peer in report.peers)
+    asked = ("round trip", "lost", "MTU") if probed else ()
+    for heading in ("subnet", "host", "backend", *asked, "state", *(("objects",) if wide else ())):
         table.add_column(heading, overflow="fold")
     for peer in report.peers:
         table.add_row(
             "\n".join(peer.subnets) or peer.lease,
             "\n".join(peer.public) or "-",
             peer.backend or "-",
+            *(_asked(peer.probe) if probed else ()),
             Text("\n".join(peer.troubles), style="red") if peer.troubles else Text("ok", style="green"),
             *(("\n".join(peer.objects),) if wide else ()),
         )
     screen.print(table if report.peers else "no other host has a lease")
+
+
+def _asked(probe: ProbeReport | None) -> tuple[str, str, str]:
+    if probe is None:
+        return "-", "-", "-"
+    way = probe.inner or probe.outer
+    rtt = "-" if way.rtt is None else _milliseconds(way.rtt)
+    return rtt, f"{way.loss:.0%}", str(probe.mtu or "-")
 
 
 @click.command()

@@ -86,6 +86,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     api_socket: str
     api_group: str
     metrics_listen: tuple[str, int] | None
+    probe: bool
+    probe_interval: int
     log_format: str
     verbosity: int
     description: str
@@ -128,6 +130,10 @@ def _build(parsed: Parsed) -> Options:
     if values["iptables-resync"] < 1:
         raise BadOption(
             f"invalid --iptables-resync {values['iptables-resync']}: it must be at least 1 second; leave it out for 5"
+        )
+    if not 1 <= values["probe-interval"] <= 3600:
+        raise BadOption(
+            f"invalid --probe-interval {values['probe-interval']}: it must be 1 to 3600 seconds; leave it out for 60"
         )
     if values["listen"] and values["remote"]:
         raise BadOption("--listen and --remote exclude each other: a server joins no network; run two daemons for both")
@@ -294,6 +300,8 @@ FLAGS: tuple[Flag, ...] = (
     # What can be seen.
     Flag("api-socket", "s", "auto", "Unix socket of the local API: a path, auto (beside the subnet file) or off"),
     Flag("api-group", "s", "", "group that may use the local API besides root"),
+    Flag("probe", "b", False, "ask each peer a few times a minute whether it answers, how soon, how large a packet gets there"),
+    Flag("probe-interval", "i", 60, "seconds between two rounds of --probe: 1 to 3600"),
     Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_metrics),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),

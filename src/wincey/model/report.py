@@ -99,10 +99,20 @@ class ReconcileReport(Report, frozen=True, kw_only=True):
     failures: list[FailureReport]
 
 
+class ProbesReport(Report, frozen=True, kw_only=True):
+    """What asking the peers has shown: how many were asked, how many of these answer without fault. loss: the mean, 0 to 1.
+    rtt: the median, in seconds."""
+
+    asked: int
+    well: int
+    loss: float
+    rtt: float | None
+
+
 class NetworkReport(Report, frozen=True, kw_only=True):
     """One network on this host. name: "" where the daemon joins a single one.
 
-    trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. Before the
+    trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. probe: None without --probe. Before the
     config is known, backend is "" and mtu 0.
     """
 
@@ -119,6 +129,7 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     store: StoreReport
     subnet_file: str
     peers: int
+    probe: ProbesReport | None
     bad_keys: list[BadKeyReport]
     reconcile: ReconcileReport
 
@@ -134,11 +145,33 @@ class StatusReport(Report, frozen=True, kw_only=True):
     networks: list[NetworkReport]
 
 
+class WayReport(Report, frozen=True, kw_only=True):
+    """The latest echo requests along one way. loss: 0 to 1. rtt: their median in seconds, None while none was answered."""
+
+    asked: int
+    loss: float
+    rtt: float | None
+
+
+class ProbeReport(Report, frozen=True, kw_only=True):
+    """What asking a peer has shown (--probe). ago: seconds since it was asked last.
+
+    inner: through the network, None where this host has no address of its own there. outer: from host to host. mtu: the
+    largest packet that gets there whole, None while that is not known; promised: how large one may be.
+    """
+
+    ago: float
+    inner: WayReport | None
+    outer: WayReport
+    mtu: int | None
+    promised: int
+
+
 class PeerReport(Report, frozen=True, kw_only=True):
     """Another host, as this one sees it.
 
     public: its addresses between hosts; empty where the store can't be asked now. backend: what it publishes. objects: what
-    exists here for it. troubles: what is wrong with it, seen from here.
+    exists here for it. troubles: what is wrong with it, seen from here. probe: None where it was not asked (yet).
     """
 
     lease: str
@@ -147,6 +180,7 @@ class PeerReport(Report, frozen=True, kw_only=True):
     backend: str
     objects: list[str]
     troubles: list[str]
+    probe: ProbeReport | None
 
 
 class PeersReport(Report, frozen=True, kw_only=True):

@@ -130,6 +130,30 @@ METRICS: tuple[Metric, ...] = (
         "wincey_network_ready", "gauge", "Whether containers can be started.", _each(lambda n: float(n.trouble is None))
     ),
     Metric("wincey_peers", "gauge", "Other hosts that hold leases.", _each(lambda n: n.peers)),
+    Metric(
+        "wincey_probe_peers",
+        "gauge",
+        "Peers that were asked whether they answer (--probe).",
+        _each(lambda n: n.probe.asked if n.probe else None),
+    ),
+    Metric(
+        "wincey_probe_peers_well",
+        "gauge",
+        "Those that answer without fault.",
+        _each(lambda n: n.probe.well if n.probe else None),
+    ),
+    Metric(
+        "wincey_probe_loss_ratio",
+        "gauge",
+        "The part of requests to peers that was lost, their mean.",
+        _each(lambda n: n.probe.loss if n.probe else None),
+    ),
+    Metric(
+        "wincey_probe_rtt_seconds",
+        "gauge",
+        "The round trip to peers, their median.",
+        _each(lambda n: n.probe.rtt if n.probe else None),
+    ),
     Metric("wincey_bad_keys", "gauge", "Keys beside the leases that can't be read.", _each(lambda n: len(n.bad_keys))),
     Metric("wincey_lease_expiry_timestamp_seconds", "gauge", "When our lease ends unless it is renewed.", _expiry),
     Metric("wincey_objects", "gauge", "Objects that should exist on this host.", _each(lambda n: n.reconcile.objects)),
