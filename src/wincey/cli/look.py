@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from wincey.cli.localapi import ask, console, duration, looking_options, network_option, print_json
+from wincey.cli.localapi import ask, console, duration, looking_options, milliseconds, network_option, print_json
 from wincey.model.report import DifferenceReport, ExplainReport, NetworkReport, PeersReport, ProbeReport, StatusReport
 
 Item = TypeVar("Item")
@@ -116,12 +116,8 @@ def _known(network: NetworkReport) -> Text:
         text.append(f"; of {probe.asked} asked, ")
         text.append(f"{bad} in trouble (wincey peers)" if bad else "all answer well", style="red" if bad else "green")
         if probe.rtt is not None:
-            text.append(f", round trip {_milliseconds(probe.rtt)}, {probe.loss:.1%} lost")
+            text.append(f", round trip {milliseconds(probe.rtt)}, {probe.loss:.1%} lost")
     return text
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
 def _state(network: NetworkReport) -> Text:
@@ -191,7 +187,7 @@ def _asked(probe: ProbeReport | None) -> tuple[str, str, str]:
     if probe is None:
         return "-", "-", "-"
     way = probe.inner or probe.outer
-    rtt = "-" if way.rtt is None else _milliseconds(way.rtt)
+    rtt = "-" if way.rtt is None else milliseconds(way.rtt)
     return rtt, f"{way.loss:.0%}", str(probe.mtu or "-")
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "status": "wincey.cli.look:status",
     "diff": "wincey.cli.look:diff",
     "explain": "wincey.cli.look:explain",
+    "top": "wincey.cli.top:top",
 }
 """Name of a command: where its click command is."""
 
