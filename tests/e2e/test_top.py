@@ -30,7 +30,7 @@ def test_traffic_is_told_by_peer_and_nothing_is_left_behind(make_lab):
         busy, idle = peers["10.99.0.2"], peers["10.99.0.3"]
         size = 1000 if family == 4 else 1020
         assert busy["packets_to"] > 10
-        assert 0.9 * size < busy["bytes_to"] / busy["packets_to"] < 1.1 * size
+        assert 0.7 * size < busy["bytes_to"] / busy["packets_to"] <= size  # --probe sends small ones
         assert busy["packets_from"] > 10
         assert idle["packets_to"] < busy["packets_to"] / 3  # --probe asks there too
     assert sh(host, "nft list ruleset") == rules

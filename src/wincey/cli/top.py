@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import click
 import msgspec
@@ -65,7 +66,8 @@ def top(socket: str | None, as_json: bool, network: str | None, interval: float,
     if not subnets:
         raise UsageError("no other host has a lease: there is nothing to look at")
     screen = console()
-    with PeerCounters(subnets) as counters, Live(console=screen, auto_refresh=False, screen=screen.is_terminal) as live:
+    live = Live(console=screen, auto_refresh=False, screen=True) if screen.is_terminal and not as_json else None
+    with PeerCounters(subnets) as counters, live or nullcontext():
         before, since, looks = counters.read(), time.monotonic(), 0
         while count is None or looks < count:
             time.sleep(interval)
@@ -77,10 +79,11 @@ def top(socket: str | None, as_json: bool, network: str | None, interval: float,
             before = now
             if as_json:
                 print_json(_document(reports, found, status))
-            elif screen.is_terminal:
+            elif live:
                 live.update(_screen(reports, found, status), refresh=True)
             else:
                 screen.print(_screen(reports, found, status))
+                screen.file.flush()  # who reads a pipe wants it now
 
 
 def _of(peer: PeerReport, found: Mapping[Subnet, Rates]) -> Rates:

@@ -49,6 +49,7 @@ class Node:
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Start a program; the caller ends it. `options` go to subprocess.Popen. Its pid is the program's own."""
+        options.setdefault("env", {**os.environ, **self.environment})
         return subprocess.Popen(enter_argv(self.netns, argv), **options)
 
 
