@@ -25,7 +25,7 @@ test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server e
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
                bird:bird2 vtysh:frr runc:runc host-local:containernetworking-plugins
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
-               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium"
+               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do
