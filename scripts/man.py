@@ -119,6 +119,7 @@ def flanneld() -> str:
         ".SH SIGNALS",
         *_entry("SIGTERM, SIGINT", "End. Devices, routes and rules stay, and packets go on; --cleanup removes them."),
         ".SH EXAMPLES",
+        "Join the hosts that use this etcd, by the interface eth0:",
         *_kept("flanneld --etcd-endpoints=http://10.0.0.1:2379 --iface=eth0 --ip-masq"),
         ".SH SEE ALSO",
         ".BR wincey (1)",

@@ -114,7 +114,7 @@ def _named(nav: Any) -> Iterator[str]:
 
 
 def _expanded(nav: list[Any], pages: list[str]) -> list[Any]:
-    """nav with its patterns replaced by the pages that match; each page once, where it comes first."""
+    """The nav with its patterns replaced by the pages that match; each page once, where it comes first."""
     left = [page for page in pages if page not in set(_named(nav))]
 
     def expand(items: list[Any]) -> list[Any]:
@@ -124,9 +124,7 @@ def _expanded(nav: list[Any], pages: list[str]) -> list[Any]:
                 found.append({name: expand(each) if isinstance(each, list) else each for name, each in item.items()})
             elif "*" in item:
                 folder = posixpath.dirname(item)
-                taken = [
-                    page for page in left if posixpath.dirname(page) == folder and fnmatch.fnmatchcase(page, item)
-                ]
+                taken = [page for page in left if posixpath.dirname(page) == folder and fnmatch.fnmatchcase(page, item)]
                 left[:] = [page for page in left if page not in taken]
                 found += taken
             else:
