@@ -31,7 +31,7 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 
 docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
 	@scripts/setup.sh test
