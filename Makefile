@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check bench fresh clean
+.PHONY: help setup demo test check docs bench fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -29,6 +29,10 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q -m "not root and not etcd" $(ARGS)
 
+docs: ## Build the site from docs/ into site/; every link must lead somewhere
+	@scripts/setup.sh check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
@@ -38,5 +42,5 @@ fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH
 	@scripts/fresh.sh
 
 clean: ## Remove .venv and all caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis site .import_linter_cache build dist
 	@find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,7 +27,7 @@ test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server e
                charon:strongswan-charon swanctl:strongswan-swanctl swanctl:libstrongswan-standard-plugins lookip:libcharon-extra-plugins
                wireguard-go:wireguard-go wg:wireguard-tools
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
-               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod"
+               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do
@@ -82,6 +82,7 @@ apt_install() {
     fi
     # Installed for tests that start servers of their own: the next boot must not start one either.
     case " $* " in *" etcd-server "*) ! has systemctl || systemctl disable etcd >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" prometheus "*) ! has systemctl || systemctl disable prometheus >/dev/null 2>&1 || : ;; esac
     case " $* " in *" docker.io "*) ! has systemctl || systemctl disable docker.service docker.socket >/dev/null 2>&1 || : ;; esac
     case " $* " in *" bird2 "*) ! has systemctl || systemctl disable bird >/dev/null 2>&1 || : ;; esac
     case " $* " in *" frr "*) ! has systemctl || systemctl disable frr >/dev/null 2>&1 || : ;; esac

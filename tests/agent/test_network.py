@@ -267,13 +267,13 @@ async def test_the_way_works_before_it_is_published(world):
     async with Agent(world).living() as agent:
         await until(lambda: agent.is_ready)
         seen = []
-        update = agent.network._registry.update
+        update = agent.network.registry.update
 
         async def watched(lease, attrs):
             seen.append((attrs.backend_data, set(agent.links())))
             return await update(lease, attrs)
 
-        agent.network._registry.update = watched
+        agent.network.registry.update = watched
         await world.put_config(Backend={"Type": "vxlan", "VNI": 7})
         await until(lambda: seen)
         assert [(b'"VNI":7' in data, "flannel.7" in links) for data, links in seen] == [(True, True)]

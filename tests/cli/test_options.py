@@ -22,7 +22,10 @@ CONTRACT = {
     "v": "i", "vmodule": "s", "log_backtrace_at": "s", "logtostderr": "b", "alsologtostderr": "b", "stderrthreshold": "s",
     "log_dir": "s",
 }  # fmt: skip
-OURS = {"store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "cloud-routes"}
+OURS = {
+    "store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "cloud-routes", "api-socket",
+    "api-group", "metrics-listen", "probe", "probe-interval",
+}  # fmt: skip
 
 
 def options(*arguments, **environ):

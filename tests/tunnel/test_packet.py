@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wincey.model.checksum import checksum
 from wincey.tunnel import packet
 
 
@@ -58,11 +59,11 @@ def test_no_input_raises(data):
 @given(st.binary(max_size=200))
 def test_checksum_over_data_with_its_checksum_is_zero(data):
     data += b"\0" * (len(data) % 2)
-    assert packet.checksum(data + struct.pack("!H", packet.checksum(data))) == 0
+    assert checksum(data + struct.pack("!H", checksum(data))) == 0
 
 
 def test_checksum_of_the_rfc_1071_example():
-    assert packet.checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
+    assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
 
 
 def test_net_unreachable_quotes_the_packet():
@@ -73,7 +74,7 @@ def test_net_unreachable_quotes_the_packet():
     assert error[9] == 1
     assert error[12:20] == b"\x0a\x03\x01\x00" + original[12:16]
     assert error[20:22] == b"\x03\x00"
-    assert packet.checksum(error[20:]) == 0
+    assert checksum(error[20:]) == 0
     assert original.startswith(error[28:])
 
 

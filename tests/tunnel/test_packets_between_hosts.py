@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wincey.tunnel.packet import checksum, fault
+from wincey.model.checksum import checksum
+from wincey.tunnel.packet import fault
 
 pytestmark = pytest.mark.root
 

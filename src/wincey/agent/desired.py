@@ -7,7 +7,7 @@ first is gone, so that no order of joining and leaving loses an object that some
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from wincey.model.state import Changes, Key, Object
 
@@ -31,6 +31,10 @@ class DesiredState:
     def owners(self) -> Iterable[str]:
         """Who asks for something."""
         return self._owners
+
+    def of(self, owner: str) -> Sequence[Object]:
+        """What one owner asks for."""
+        return self._owners.get(owner, ())
 
     def put(self, owner: str, objects: Iterable[Object]) -> None:
         """All that this owner asks for from now on; nothing removes the owner."""

@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,23 +21,24 @@ from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
 from wincey.agent.parts import HostAsk, part_drivers
 from wincey.agent.preparation import no_config
+from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
+from wincey.agent.view import NetworkView, Views, WaitingView
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver
 from wincey.kernel.traffic import TrafficRulesDriver
+from wincey.leasing.claims import Host
 from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
 from wincey.model.networkname import UNNAMED
 from wincey.model.state import Scope
 from wincey.store.kv import KeyValueStore
+from wincey.store.measured import MeasuredLeases
 from wincey.store.open import StoreOptions, open_remote, open_store
 from wincey.store.registry import LeaseStore, Registry
 from wincey.tunnel.driver import TunnelDriver
-
-if TYPE_CHECKING:  # it loads an HTTP client, which only hosts behind a server need
-    from wincey.store.remote import RemoteRegistry
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ class Several(msgspec.Struct, frozen=True):
 class DaemonOptions(msgspec.Struct, frozen=True):
     """Everything that the process needs to know. healthz_port 0: no health endpoint. audit: seconds between audits.
 
-    several: None for one network, which is the one at `prefix`.
+    several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
+    that may use it, "" for root alone. metrics_listen: address and port, 0 for none.
+    probe: seconds between two rounds of asking the peers, 0 for never.
     """
 
     store: StoreOptions
@@ -69,14 +71,25 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     healthz_ip: str
     healthz_port: int
     audit: float
+    api_socket: str = ""
+    api_group: str = ""
+    metrics_listen: tuple[str, int] = ("", 0)
+    probe: float = 0.0
     several: Several | None = None
 
 
-async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat: Seat | None = None) -> None:
+async def live(
+    options: DaemonOptions, tell: Callable[[str | None], None], views: Views, seat: Seat | None = None
+) -> None:
     """Join the network at `options.prefix` and stay in it until cancelled; raises WinceyError when the host can't join.
 
-    tell: told None when containers can be started, or why not (yet). seat: its place among several networks.
+    tell: told None when containers can be started, or why not (yet). views: where it shows itself. seat: its place among
+    several networks.
     """
+    name = seat.name if seat else ""
+    waiting = WaitingView(name, options.settings.subnet_file, options.store.described)
+    views.put(name, waiting)
+    view: NetworkView | None = None
     rng = random.Random()  # noqa: S311  # jitter and the choice of a subnet, no secrets
     subnet_file = options.settings.subnet_file
     state = State(subnet_file, rng)
@@ -85,10 +98,13 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
     drivers: Sequence[Driver] = (*part_drivers(state), TunnelDriver(state.directory), links, SysctlDriver(), rules)
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     registry: LeaseStore | None = None
-    remote: RemoteRegistry | None = None
     tasks: list[asyncio.Task[None]] = []
+    prober = Prober(rng, options.probe) if options.probe else None
 
     def on_ready(reason: str | None) -> None:
+        waiting.reason = reason
+        if view:
+            view.reason = reason
         state.tell(reason)
         tell(reason)
         if reason is None:
@@ -97,12 +113,7 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
 
     try:
         me = this_host()
-        if options.store.remote:
-            registry = remote = open_remote(
-                options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}"
-            )
-        else:
-            registry = Registry(await _open_store(options, on_ready, rng), options.prefix)
+        registry = measured = MeasuredLeases(await _open_registry(options, seat, me, on_ready, rng))
         network = Network(
             options.settings,
             registry,
@@ -113,18 +124,27 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
-            ask=HostAsk(state.directory, served=lambda: remote is not None and remote.keeps_cloud),
+            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud),
             seat=seat,
+            targets=prober.targets if prober else None,
         )
+        view = NetworkView(
+            name, options.store.described, network, reconciler, requests=measured.requests, prober=prober
+        )
+        view.reason = waiting.reason
+        views.put(name, view)
         links.watch_hosts(lambda why: network.host_changed())
         if seat:
             seat.listen(network.company_changed)
         tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
+        if prober:
+            tasks.append(asyncio.create_task(prober.run()))
         await asyncio.gather(*tasks)
     except WinceyError as error:
         state.tell(str(error))
         raise
     finally:
+        views.remove(name)
         if seat:
             seat.listen(None)
         for task in tasks:
@@ -133,6 +153,14 @@ async def live(options: DaemonOptions, tell: Callable[[str | None], None], seat:
         await reconciler.close()
         if registry:
             await registry.close()
+
+
+async def _open_registry(
+    options: DaemonOptions, seat: Seat | None, me: Host, tell: Callable[[str | None], None], rng: random.Random
+) -> LeaseStore:
+    if options.store.remote:
+        return open_remote(options.store.remote, seat.name if seat else UNNAMED, f"{me.name} {me.instance}")
+    return Registry(await _open_store(options, tell, rng), options.prefix)
 
 
 async def _open_store(options: DaemonOptions, tell: Callable[[str | None], None], rng: random.Random) -> KeyValueStore:

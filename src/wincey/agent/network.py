@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -41,8 +41,9 @@ from wincey.model.errors import (
     UnknownBackend,
 )
 from wincey.model.lease import Lease, LeaseAttrs
+from wincey.model.probe import Target
 from wincey.model.state import RuleSet
-from wincey.store.registry import LeaseStore, Snapshot, Update
+from wincey.store.registry import BadEntry, LeaseStore, Snapshot, Update
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Network:
     """The life of one network. `on_ready(reason)` is told None when containers can be started, or why not (yet).
 
     ask: what the backend has to know of this host besides (see HostFacts.found). seat: its place among the host's networks,
-    None where it is the only one.
+    None where it is the only one. targets: kept as the peers that can be asked whether they answer.
     """
 
     def __init__(
@@ -86,14 +87,15 @@ class Network:
         rng: random.Random,
         ask: Ask = ask_nothing,
         seat: Seat | None = None,
+        targets: dict[str, Target] | None = None,
     ) -> None:
         self._seat = seat
-        self._settings, self._registry, self._reconciler = settings, registry, reconciler
+        self._settings, self.registry, self._reconciler = settings, registry, reconciler
         self._host, self._look, self._on_ready, self._rng = host, look, on_ready, rng
         self._choose_rules = choose_rules
         self._env = EnvPublisher(settings.subnet_file)
         self._territory = Territory(state, reconciler)
-        self._prepared: Prepared | None = None
+        self.prepared: Prepared | None = None
         self._lease: Lease | None = None
         self._claim: Claim | None = None
         self._renewal: Renewal | None = None
@@ -101,8 +103,34 @@ class Network:
         self._host_changed = asyncio.Event()
         self._once = Once()
         self._preparation = Preparation(registry, look, state, self._once, ask=ask, seat=seat)
-        self._peers = Peers(reconciler, self._territory, self._once)
+        self._peers = Peers(reconciler, self._territory, self._once, targets)
+        self.outage: str | None = None
+        """Why the store can't be reached, None while it can."""
         registry.on_outage(self._on_outage)
+
+    @property
+    def subnet_file(self) -> str:
+        """Where the subnet and the MTU are told to runtimes."""
+        return self._settings.subnet_file
+
+    @property
+    def planner(self) -> Planner | None:
+        """What plans for the peers, None before there is a lease."""
+        return self._peers.planner
+
+    @property
+    def bad(self) -> Mapping[str, BadEntry]:
+        """The leases that can't be read, by key."""
+        return self._peers.bad
+
+    @property
+    def lease(self) -> Lease | None:
+        """Ours, as last seen in the store; None before there is one."""
+        return self._renewal.lease if self._renewal else self._lease
+
+    def lease_left(self) -> float | None:
+        """Seconds until our lease expires unless it is renewed; None for a reservation, and while it is not known."""
+        return self._renewal.left() if self._renewal else None
 
     def host_changed(self) -> None:
         """An address or link of the host changed: look again."""
@@ -115,8 +143,8 @@ class Network:
             planner.others = self._seat.others()
             self._reconciler.desired.put(LOCAL, planner.local())
             self._reconciler.apply_soon()
-        if self._prepared:
-            self._prepared.awaits_host = True
+        if self.prepared:
+            self.prepared.awaits_host = True
         self.host_changed()
 
     async def run(self) -> None:
@@ -139,7 +167,7 @@ class Network:
         if self._claim:
             lost = self._claim.key not in snapshot.claims
         else:
-            lost = self._lease is not None and self._registry.lease_key(self._lease.key) not in snapshot.leases
+            lost = self._lease is not None and self.registry.lease_key(self._lease.key) not in snapshot.leases
         patience = COME_BACK_AFTER_LOSS if lost else COMES_BACK
         attrs = prepared.backend.attrs()
         early = self._keeps_its_lease(prepared.config, snapshot)
@@ -169,7 +197,7 @@ class Network:
     def _keeps_its_lease(self, config: NetworkConfig, snapshot: Snapshot) -> bool:
         if self._lease is None or not config.allows(self._lease.key):
             return False
-        found = snapshot.leases.get(self._registry.lease_key(self._lease.key))
+        found = snapshot.leases.get(self.registry.lease_key(self._lease.key))
         return found is not None and found.attrs == self._lease.attrs
 
     async def _acquire(self, prepared: Prepared, attrs: LeaseAttrs, snapshot: Snapshot) -> Acquired:
@@ -181,7 +209,7 @@ class Network:
         recent = [snapshot]  # for the first attempt: the later ones begin with what the earlier ones may have done
         return await self._patiently(
             lambda: acquire(
-                self._registry,
+                self.registry,
                 config=prepared.config,
                 identity=prepared.identity,
                 attrs=attrs,
@@ -222,18 +250,18 @@ class Network:
         """Wait for a config that works; one that doesn't is passed over where an earlier one is in force."""
         told = ""
         while True:
-            snapshot = await self._patiently(self._registry.snapshot)
+            snapshot = await self._patiently(self.registry.snapshot)
             try:
-                self._prepared = await self._preparation.consider(snapshot)
-                return self._prepared, snapshot
+                self.prepared = await self._preparation.consider(snapshot)
+                return self.prepared, snapshot
             except (BadConfig, NotJoinable) as error:
-                if self._prepared:
+                if self.prepared:
                     log.error("%s; going on with what was in force before", error)
                     # Remember what was refused, or its presence would look like a change for ever.
-                    self._prepared.raw = snapshot.config or b""
+                    self.prepared.raw = snapshot.config or b""
                     # With the config it can be had again at the next change; with the host, at that of the host.
-                    self._prepared.awaits_host = isinstance(error, (NotJoinable, NetworkConflict))
-                    return self._prepared, snapshot
+                    self.prepared.awaits_host = isinstance(error, (NotJoinable, NetworkConflict))
+                    return self.prepared, snapshot
                 if isinstance(error, (UnknownBackend, NotJoinable)):
                     raise
                 if str(error) != told:
@@ -243,12 +271,12 @@ class Network:
             await asyncio.sleep(self._rng.uniform(0.8, 1.2))
 
     async def _stake(self, prepared: Prepared) -> None:
-        claims = self._registry.claims
+        claims = self.registry.claims
         if claims is None:
             return
         address = prepared.identity.public_ip or prepared.identity.public_ipv6
         assert address
-        key = self._registry.claim_key(format_address(address))
+        key = self.registry.claim_key(format_address(address))
         if self._claim and self._claim.key == key:
             return
         claim = Claim(claims, key, self._host)
@@ -305,7 +333,7 @@ class Network:
     async def _follow(self, revision: int, attrs: LeaseAttrs) -> str:
         """Take in changes until a new round is needed; returns why."""
         assert self._lease
-        self._renewal = Renewal(self._registry, self._lease, self._settings.margin, self._rng)
+        self._renewal = Renewal(self.registry, self._lease, self._settings.margin, self._rng)
         coroutines: list[Coroutine[None, None, str]] = [
             self._watch_store(revision, attrs),
             self._watch_lease(self._renewal),
@@ -332,28 +360,28 @@ class Network:
         return f"our lease {renewal.lease.key} was lost"
 
     async def _watch_host(self) -> str:
-        assert self._prepared
+        assert self.prepared
         told = ""
         while True:
             await self._host_changed.wait()
             await asyncio.sleep(0.5)  # addresses mostly change in several steps
             self._host_changed.clear()
             try:
-                facts = self._look(self._prepared.config)
+                facts = self._look(self.prepared.config)
             except NotJoinable as error:
                 if str(error) != told:
                     told = str(error)
                     log.warning("%s; going on with what was in force before", told)
                 continue
             told = ""
-            if msgspec.structs.replace(facts, found=self._prepared.facts.found) != self._prepared.facts:
+            if msgspec.structs.replace(facts, found=self.prepared.facts.found) != self.prepared.facts:
                 return f"the interface or address of this host changed ({facts.underlay})"
-            if self._prepared.awaits_host:
+            if self.prepared.awaits_host:
                 return "what kept this host from following its config, or its other networks, may have changed"
 
     async def _watch_store(self, revision: int, attrs: LeaseAttrs) -> str:
         try:
-            async for updates in self._registry.watch(revision):
+            async for updates in self.registry.watch(revision):
                 for update in updates:
                     if reason := await self._take_in(update, attrs):
                         return reason
@@ -367,14 +395,14 @@ class Network:
 
     async def _take_in(self, update: Update, attrs: LeaseAttrs) -> str | None:
         assert self._lease
-        assert self._prepared
+        assert self.prepared
         if update.what == "config":
-            return "the network config changed" if (update.config or b"") != self._prepared.raw else None
+            return "the network config changed" if (update.config or b"") != self.prepared.raw else None
         if update.what == "claim":
             if self._claim and update.key == self._claim.key:
                 await self._claim.seen(update.claim)
             return None
-        if update.key == self._registry.lease_key(self._lease.key):
+        if update.key == self.registry.lease_key(self._lease.key):
             return await self._take_in_own(update, attrs)
         if update.bad:
             self._peers.put_bad(update.bad)
@@ -387,13 +415,13 @@ class Network:
     async def _take_in_own(self, update: Update, attrs: LeaseAttrs) -> str | None:
         """Our own lease was changed: by us, by an administrator, or by somebody who should not have."""
         assert self._renewal
-        assert self._prepared
-        mine, identity = self._renewal.lease, self._prepared.identity
+        assert self.prepared
+        mine, identity = self._renewal.lease, self.prepared.identity
         if update.bad:
             if update.bad.revision > mine.revision:
                 log.warning("our lease %s was overwritten with something unreadable; putting it back", mine.key)
                 mended = msgspec.structs.replace(mine, revision=update.bad.revision)
-                self._renewal.seen(await self._registry.update(mended, attrs))
+                self._renewal.seen(await self.registry.update(mended, attrs))
             return None
         if update.lease is None:
             return f"our lease {mine.key} was removed from the store"
@@ -403,7 +431,7 @@ class Network:
             return f"our lease {mine.key} was taken by another host"
         if update.lease.attrs != attrs:
             log.warning("the data of our lease %s was changed by somebody else; publishing ours again", mine.key)
-            self._renewal.seen(await self._registry.update(update.lease, attrs))
+            self._renewal.seen(await self.registry.update(update.lease, attrs))
             return None
         if update.lease.permanent and not mine.permanent:
             log.info("our lease %s is a reservation now and does not expire", mine.key)
@@ -411,6 +439,7 @@ class Network:
         return None
 
     def _on_outage(self, reason: str | None) -> None:
+        self.outage = reason
         self._territory.follow(current=reason is None)
         if reason:
             log.warning("the store can't be reached: %s; forwarding goes on with what is known", reason)

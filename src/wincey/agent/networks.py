@@ -20,6 +20,7 @@ import msgspec
 from wincey.agent.company import Company
 from wincey.agent.identity import this_host
 from wincey.agent.life import DaemonOptions, Several, clean_up, live
+from wincey.agent.view import Views
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, HistoryLost, StoreError, WinceyError
 from wincey.observe.log import NETWORK
@@ -36,8 +37,10 @@ log = logging.getLogger(__name__)
 class Networks:
     """The networks of this daemon. `tell(reason)`: None when all that there are can be used, or why not (yet)."""
 
-    def __init__(self, options: DaemonOptions, several: Several, tell: Callable[[str | None], None]) -> None:
-        self._options, self._several, self._tell_all = options, several, tell
+    def __init__(
+        self, options: DaemonOptions, several: Several, tell: Callable[[str | None], None], views: Views
+    ) -> None:
+        self._options, self._several, self._tell_all, self._views = options, several, tell, views
         self._rng = random.Random()  # noqa: S311  # jitter, no secrets
         self._company = Company()
         self._there: dict[str, Entry] = {}  # the networks in the store that are for us
@@ -171,7 +174,7 @@ class Networks:
 
         while True:
             try:
-                await live(options, tell, self._company.seat(name))
+                await live(options, tell, self._views, self._company.seat(name))
             except WinceyError as error:
                 # The other networks go on, and this one may be joined when something has been put right.
                 if str(error) != self._reasons[name]:

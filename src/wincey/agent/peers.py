@@ -15,6 +15,7 @@ from wincey.agent.reconciler import Reconciler
 from wincey.agent.territory import Territory
 from wincey.model.errors import BadLease
 from wincey.model.lease import Lease
+from wincey.model.probe import Target
 from wincey.store.registry import BadEntry, Snapshot
 
 LOCAL = ""
@@ -28,12 +29,17 @@ COME_BACK_AFTER_LOSS = 60.0
 
 
 class Peers:
-    """Keeps what the leases ask for. `planner` says what that is; `bad` are the leases that can't be read."""
+    """Keeps what the leases ask for. `planner` says what that is; `bad` are the leases that can't be read.
 
-    def __init__(self, reconciler: Reconciler, territory: Territory, once: Once) -> None:
+    targets: kept as the peers that can be asked whether they answer, by their key; None where nobody asks.
+    """
+
+    def __init__(
+        self, reconciler: Reconciler, territory: Territory, once: Once, targets: dict[str, Target] | None = None
+    ) -> None:
         self.planner: Planner | None = None
         self.bad: dict[str, BadEntry] = {}
-        self._reconciler, self._territory, self._once = reconciler, territory, once
+        self._reconciler, self._territory, self._once, self._targets = reconciler, territory, once, targets
         self._leaving: dict[str, asyncio.TimerHandle] = {}
 
     def put_all(self, snapshot: Snapshot, patience: float) -> None:
@@ -58,6 +64,11 @@ class Peers:
             objects = []
         self._territory.claim(objects=objects)  # a peer may be reached through a device that nobody needed before
         self._reconciler.desired.put(key, objects)
+        if self._targets is not None:
+            if target := self.planner.target(lease):
+                self._targets[key] = target
+            else:
+                self._targets.pop(key, None)
 
     def put_bad(self, bad: BadEntry) -> None:
         """A lease's value can't be read."""
@@ -73,6 +84,8 @@ class Peers:
 
     def _left(self, key: str) -> None:
         del self._leaving[key]
+        if self._targets is not None:
+            self._targets.pop(key, None)
         self._reconciler.desired.put(key, ())
         self._reconciler.apply_soon()
 

@@ -12,7 +12,8 @@ from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
-from wincey.model.state import Isolation, Link, Object, Route, RuleSet, Sysctl, Tunnel
+from wincey.model.probe import Target
+from wincey.model.state import InterfaceAddress, Isolation, Link, Object, Route, RuleSet, Sysctl, Tunnel
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -101,6 +102,26 @@ class Planner:
         devices = [item.name for item in (*self._backend.local(self._own), *local) if isinstance(item, Link)]
         loose = [Sysctl(f"net/ipv4/conf/{device}/rp_filter", "2") for device in devices]
         return [*local, *loose, *helper.peer(self._own, lease)]
+
+    def target(self, lease: Lease) -> Target | None:
+        """Whom to ask whether a peer can be reached; None for our own leases, and where an address is missing."""
+        if lease.key == self._own or self._identity.owns(lease.attrs):
+            return None
+        host = self._host
+        for own, theirs, local, public in (
+            (self._own.v4, lease.key.v4, host.local, lease.attrs.public_ip),
+            (self._own.v6, lease.key.v6, host.local_v6, lease.attrs.public_ipv6),
+        ):
+            if own and theirs and local and public:
+                # The base of a subnet is an address of its host where the backend gives it to a device.
+                bases = {
+                    each.subnet.address for each in self._backend.local(self._own) if isinstance(each, InterfaceAddress)
+                }
+                inner = own.address in bases and self._backend.reaches(lease.attrs)
+                return Target(
+                    (own.address, theirs.address) if inner else None, (local, public), self._backend.mtu, host.mtu
+                )
+        return None
 
     def _helper(self, attrs: LeaseAttrs) -> Backend:
         helper = next((helper for helper in self._helpers if helper.reaches(attrs)), None)

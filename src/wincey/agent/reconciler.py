@@ -35,6 +35,13 @@ class Reconciler:
         self.scope = Scope()
         self.failures: dict[Key, Failure] = {}
         self.repaired = 0
+        self.audited: float | None = None
+        """When the last audit was, in seconds of the monotonic clock; None before the first."""
+        self.audit_cost = 0.0
+        """Its CPU time, in seconds; `audits` and `audits_cost` are the number and the CPU time of all of them."""
+        self.audits, self.audits_cost = 0, 0.0
+        self.changed = 0
+        """Objects made, changed or removed so far."""
         self._drivers = drivers
         self._audit_every = audit_every
         self._wake = asyncio.Event()
@@ -43,7 +50,6 @@ class Reconciler:
         self._settled = asyncio.Event()
         self._failed_audits = 0
         self._told = False  # the last audit's failures are known
-        self._audit_cost = 0.0
         for driver in drivers:
             driver.watch(self.suspect)
 
@@ -62,6 +68,12 @@ class Reconciler:
             await self._audit(None)
             return list(self.failures.values())
 
+    async def difference(self) -> tuple[Changes, dict[Key, Object]]:
+        """What an audit would change now, and what is there. Nothing is changed."""
+        async with self._lock:
+            actual = await self._observe()
+            return diff(self.desired.objects, actual), actual
+
     async def run(self) -> None:
         """Keep the host as desired, for ever, from the first `settle` on.
 
@@ -78,7 +90,7 @@ class Reconciler:
                 self._why = self._why or ""
             if self._why:
                 # Bounds the share of a processor that audits can take however often another program changes things.
-                await asyncio.sleep(max(DEBOUNCE, 5 * self._audit_cost))
+                await asyncio.sleep(max(DEBOUNCE, 5 * self.audit_cost))
             self._wake.clear()
             why, self._why = self._why, None
             async with self._lock:
@@ -90,7 +102,7 @@ class Reconciler:
 
     def _pause(self) -> float:
         # With many peers an audit costs tens of milliseconds: at most a thousandth of a processor goes into slow audits.
-        return max(self._audit_every, 1000 * self._audit_cost)
+        return max(self._audit_every, 1000 * self.audit_cost)
 
     async def close(self) -> None:
         """Stop watching. What was applied stays: the data path outlives the daemon."""
@@ -99,21 +111,28 @@ class Reconciler:
 
     async def _audit(self, why: str | None) -> None:
         started = time.process_time()
-        actual: dict[Key, Object] = {}
-        for driver in self._drivers:
-            actual.update(await driver.observe(self.desired.objects, self.scope))
+        actual = await self._observe()
         # Only now, as the plan may have changed while the drivers looked; the difference below covers it.
         planned = self.desired.take_changes()
         expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
         changes = diff(self.desired.objects, actual)
         if changes and self._settled.is_set():
             self._tell(changes, expected, actual, why)
-        self._audit_cost = time.process_time() - started
+        self.audit_cost = time.process_time() - started
+        self.audited = time.monotonic()
+        self.audits += 1
+        self.audits_cost += self.audit_cost
         self.failures.clear()
         await self._apply(changes)
         self._settled.set()
         self._failed_audits = self._failed_audits + 1 if self.failures else 0
         self._told = any(not failure.object.watched for failure in self.failures.values())
+
+    async def _observe(self) -> dict[Key, Object]:
+        actual: dict[Key, Object] = {}
+        for driver in self._drivers:
+            actual.update(await driver.observe(self.desired.objects, self.scope))
+        return actual
 
     def _tell(self, changes: Changes, expected: set[Key], actual: dict[Key, Object], why: str | None) -> None:
         # What the plan has just changed, and retries of what failed before, are no repairs.
@@ -128,6 +147,7 @@ class Reconciler:
     async def _apply(self, changes: Changes) -> None:
         if not changes:
             return
+        self.changed += len(changes.put) + len(changes.delete)
         for item in (*changes.put, *changes.delete):
             self.failures.pop(item.key, None)
         for step in _steps(changes):

@@ -68,7 +68,7 @@ def set_(file: TextIO, **options: Any) -> None:
     for warning in NetworkConfig.parse(text).warnings:
         click.echo(f"wincey: {warning}", err=True)
     try:
-        key = _with_registry(options, lambda registry: _put(registry, text))
+        key = with_registry(options, lambda registry: _put(registry, text))
     except (KeyConflict, KeyExists):
         raise StoreError("another program changed the config at the same time: look at it, then try again") from None
     click.echo(f"put into {key}")
@@ -82,7 +82,7 @@ def get(**options: Any) -> None:
     async def read(registry: Registry) -> tuple[str, bytes | None]:
         return registry.config_key, await registry.config()
 
-    key, value = _with_registry(options, read)
+    key, value = with_registry(options, read)
     if value is None:
         raise StoreError(f"there is no {key} in {options['store']}: put one with wincey config set")
     click.echo(value.decode(errors="replace"))
@@ -93,7 +93,8 @@ async def _put(registry: Registry, text: str) -> str:
     return registry.config_key
 
 
-def _with_registry(options: dict[str, Any], action: Callable[[Registry], Awaitable[T]]) -> T:
+def with_registry(options: dict[str, Any], action: Callable[[Registry], Awaitable[T]]) -> T:
+    """Do something with the registry that the options of `store_options` name."""
     prefix = options["etcd_prefix"]
 
     async def work() -> T:

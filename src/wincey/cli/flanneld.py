@@ -124,12 +124,27 @@ def _daemon_options(options: Options) -> DaemonOptions:
         ),
         healthz_ip=options.healthz_ip,
         healthz_port=options.healthz_port,
+        api_socket=_api_socket(options),
+        api_group=options.api_group,
+        probe=float(options.probe_interval) if options.probe else 0.0,
+        metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
         audit=max(60.0, options.iptables_resync),
         several=Several(options.networks, options.watch_networks, options.subnet_dir)
         if options.networks or options.watch_networks
         else None,
     )
+
+
+def _api_socket(options: Options) -> str:
+    from wincey.model.socketpath import of_networks, of_subnet_file
+
+    if options.api_socket == "off":
+        return ""
+    if options.api_socket not in {"", "auto"}:
+        return options.api_socket
+    several = options.networks or options.watch_networks
+    return of_networks(options.subnet_dir) if several else of_subnet_file(options.subnet_file)
 
 
 def _store_options(options: Options) -> StoreOptions:

@@ -196,7 +196,7 @@ def exec_(root: Path, /, *, name: str | None, as_json: bool, node: str, command:
         raise UsageError(f"what is to be run on {node}? As in: wincey lab exec {node} -- ip route")
     where = _open(root, name).node(node)
     if not as_json:
-        os.execvp("nsenter", enter_argv(where.netns, argv))  # noqa: S606  # becomes the command: terminal, signals, exit code
+        os.execvpe("nsenter", enter_argv(where.netns, argv), {**os.environ, **where.environment})  # noqa: S606  # becomes the command: terminal, signals, exit code
     done = where.exec(argv, timeout=3600)
     result = {"node": node, "argv": argv, "exit_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
     lab_output.print_json(result)

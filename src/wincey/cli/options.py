@@ -83,6 +83,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     iptables_forward_rules: bool
     ip_blackhole_route: bool
     cleanup: bool
+    api_socket: str
+    api_group: str
+    metrics_listen: tuple[str, int] | None
+    probe: bool
+    probe_interval: int
     log_format: str
     verbosity: int
     description: str
@@ -125,6 +130,10 @@ def _build(parsed: Parsed) -> Options:
     if values["iptables-resync"] < 1:
         raise BadOption(
             f"invalid --iptables-resync {values['iptables-resync']}: it must be at least 1 second; leave it out for 5"
+        )
+    if not 1 <= values["probe-interval"] <= 3600:
+        raise BadOption(
+            f"invalid --probe-interval {values['probe-interval']}: it must be 1 to 3600 seconds; leave it out for 60"
         )
     if values["listen"] and values["remote"]:
         raise BadOption("--listen and --remote exclude each other: a server joins no network; run two daemons for both")
@@ -214,6 +223,13 @@ def _listen(text: str) -> Where | None:
     return parse_listen(text) if text else None
 
 
+def _metrics(text: str) -> tuple[str, int] | None:
+    where = parse_listen(text) if text else None
+    if where and where.fd is not None:
+        raise ValueError("must be HOST:PORT, like 127.0.0.1:9470")
+    return (where.host, where.port) if where else None
+
+
 def _remote(text: str) -> tuple[str, ...]:
     return parse_servers(text)
 
@@ -281,6 +297,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("stderrthreshold", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("log_dir", "s", "", "accepted, without effect", "0.1.0", "0.7.1"),
     Flag("version", "b", False, "print the version and end", "0.1.0"),
+    # What can be seen.
+    Flag("api-socket", "s", "auto", "Unix socket of the local API: a path, auto (beside the subnet file) or off"),
+    Flag("api-group", "s", "", "group that may use the local API besides root"),
+    Flag("probe", "b", False, "ask each peer a few times a minute whether it answers, how soon, how large a packet gets there"),
+    Flag("probe-interval", "i", 60, "seconds between two rounds of --probe: 1 to 3600"),
+    Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_metrics),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),
     Flag("kube-api-url", "s", "", "URL of the Kubernetes API", "0.8.0"),

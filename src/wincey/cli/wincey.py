@@ -18,11 +18,18 @@ from wincey.lab.suggest import suggestion
 from wincey.model.errors import WinceyError
 
 COMMANDS = {
+    "completion": "wincey.cli.completion:completion",
     "config": "wincey.cli.config:config",
     "install-cni": "wincey.cli.install_cni:install_cni",
     "docker-plugin": "wincey.cli.docker:docker_plugin",
     "lab": "wincey.cli.lab:lab",
+    "leases": "wincey.cli.leases:leases",
+    "peers": "wincey.cli.look:peers",
     "routes": "wincey.cli.routes:routes",
+    "status": "wincey.cli.look:status",
+    "diff": "wincey.cli.look:diff",
+    "explain": "wincey.cli.look:explain",
+    "top": "wincey.cli.top:top",
 }
 """Name of a command: where its click command is."""
 
@@ -62,6 +69,8 @@ def cli() -> None:
     \b
     Examples:
       wincey lab run --hosts 3 --backend vxlan     try it, on this machine alone
+      wincey status                                how this host is; also peers and diff
+      wincey leases list --store http://10.0.0.1:2379
       wincey config set --store http://10.0.0.1:2379 net.json
       wincey lab --help
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are

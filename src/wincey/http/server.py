@@ -104,6 +104,10 @@ class HttpServer:
         server = await asyncio.get_running_loop().create_server(lambda: self._protocol(tls), sock=listener)
         self._servers.append(server)
 
+    def connection(self) -> asyncio.Protocol:
+        """A connection's protocol, for who accepts connections himself."""
+        return _Connection(self)
+
     async def listen_unix(self, path: str, mode: int = 0o600) -> None:
         """Listen on a Unix socket, in place of one that an earlier run left behind. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):

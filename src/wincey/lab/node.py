@@ -18,6 +18,7 @@ from wincey.lab.errors import LabError, NotReady
 from wincey.lab.namespace import enter_argv, ip_batch
 from wincey.lab.plan import Interface, LabSpec
 from wincey.lab.process import Process, tail, wait_for
+from wincey.model.socketpath import SOCKET_VARIABLE, of_subnet_file
 
 READY_TIMEOUT = 30.0
 """Seconds a daemon has to write its subnet.env."""
@@ -32,6 +33,8 @@ class Node:
         self.spec = spec
         self.name = name
         self.netns = spec.netns(name)
+        self.environment: dict[str, str] = {}
+        """What programs on it find in their environment besides ours."""
 
     def exec(
         self, argv: Sequence[str], *, timeout: float = 30, check: bool = False, **options: Any
@@ -41,10 +44,12 @@ class Node:
         `options` go to subprocess.run.
         """
         options = {"capture_output": True, "text": True} | options
+        options.setdefault("env", {**os.environ, **self.environment})
         return subprocess.run(enter_argv(self.netns, argv), timeout=timeout, check=check, **options)
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Start a program; the caller ends it. `options` go to subprocess.Popen. Its pid is the program's own."""
+        options.setdefault("env", {**os.environ, **self.environment})
         return subprocess.Popen(enter_argv(self.netns, argv), **options)
 
 
@@ -73,6 +78,7 @@ class Host(Node):
         self.log_path = directory / "daemon.log"
         self.subnet_file = directory / "subnet.env"
         self.containers = [Container(self, each, at) for at, each in enumerate(spec.container_names(name), 1)]
+        self.environment = {SOCKET_VARIABLE: of_subnet_file(str(self.subnet_file))}
         self._store_url = store_url
         self._pidfile = directory / "daemon.pid"
         self._daemon = Process.find(self._pidfile)

@@ -118,6 +118,14 @@ class Renewal:
         self.lease = lease
         self._registry, self._margin, self._rng = registry, margin, rng
         self._kick = asyncio.Event()
+        self._ends: float | None = None  # by the event loop's clock
+
+    def left(self) -> float | None:
+        """Seconds until it expires unless it is renewed; None for a reservation, and before the store was asked."""
+        return None if self._ends is None else self._ends - asyncio.get_running_loop().time()
+
+    def _lasts(self, left: float | None) -> None:
+        self._ends = None if left is None else asyncio.get_running_loop().time() + left
 
     def seen(self, lease: Lease) -> None:
         """Our key changed in the store (by us or by an administrator): look at its time limit again."""
@@ -133,6 +141,7 @@ class Renewal:
         """Renew until the lease is lost; then return."""
         left: float | None = None if self.lease.permanent else TTL
         failures = 0
+        self._lasts(left)
         while True:
             pause = (
                 retry_in(failures, self._rng) if failures else renew_in(left, self._margin, self._rng) if left else None
@@ -161,5 +170,6 @@ class Renewal:
                 log.log(level, "the lease %s could not be renewed (attempt %d): %s", lease.key, failures, error)
                 continue
             failures = 0
+            self._lasts(left)
             if lease.revision >= self.lease.revision:
                 self.lease = lease

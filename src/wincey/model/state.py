@@ -38,6 +38,16 @@ class Object(msgspec.Struct, frozen=True, gc=False):
         """The name of the device that exists by this object, "" for none: what is on that device comes after and goes along."""
         return ""
 
+    @property
+    def wraps(self) -> str:
+        """How packets are wrapped on their way by it, in a few words; "" where they are not."""
+        return ""
+
+    @property
+    def outer(self) -> Address | None:
+        """The host that it sends packets to, None where it does not choose one."""
+        return None
+
 
 class Vxlan(msgspec.Struct, frozen=True, gc=False):
     """The attributes of a vxlan link (kernel: Documentation/networking/vxlan.rst)."""
@@ -81,6 +91,12 @@ class Link(Object, frozen=True, gc=False):
     def makes(self) -> str:
         return self.name
 
+    @property
+    def wraps(self) -> str:
+        if self.vxlan is None:
+            return ""
+        return f"in VXLAN, VNI {self.vxlan.vni}, from {format_address(self.vxlan.local)} to UDP port {self.vxlan.port}"
+
     def __str__(self) -> str:
         return f"{self.kind} device {self.name} (mtu {self.mtu})"
 
@@ -119,6 +135,11 @@ class Route(Object, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.destination, self.kind)
 
+    @property
+    def outer(self) -> Address | None:
+        # Through the base of the peer's own subnet it is a tunnel's next hop: there other objects tell the host.
+        return None if self.gateway is None or self.destination.contains(self.gateway) else self.gateway
+
     def __str__(self) -> str:
         via = f" via {format_address(self.gateway)}" if self.gateway else ""
         kind = "" if self.kind == "unicast" else f"{self.kind} "
@@ -152,6 +173,10 @@ class FdbEntry(Object, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.device, self.mac)
+
+    @property
+    def outer(self) -> Address | None:
+        return self.remote
 
     def __str__(self) -> str:
         return f"FDB entry {format_mac(self.mac)} dst {format_address(self.remote)} dev {self.device}"
@@ -191,6 +216,10 @@ class Tunnel(Object, frozen=True, gc=False):
     def makes(self) -> str:
         return self.device
 
+    @property
+    def wraps(self) -> str:
+        return f"in UDP, from {format_address(self.local)} to port {self.port}"
+
     def __str__(self) -> str:
         return f"udp tunnel {self.device} at {format_address(self.local)}:{self.port}"
 
@@ -206,6 +235,10 @@ class TunnelPeer(Object, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return (self.tag, self.device, self.subnet)
+
+    @property
+    def outer(self) -> Address | None:
+        return self.endpoint
 
     def __str__(self) -> str:
         return f"udp tunnel {self.device} peer {self.subnet} at {format_address(self.endpoint)}"

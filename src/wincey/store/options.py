@@ -33,5 +33,14 @@ class StoreOptions(msgspec.Struct):
     password: str = ""
     remote: RemoteOptions | None = None
 
+    @property
+    def described(self) -> str:
+        """Which store, in a few words without secrets."""
+        if self.remote:
+            return f"through {', '.join(self.remote.servers)}"
+        if self.store not in {"", "etcd"}:
+            return self.store
+        return f"etcd at {', '.join(self.endpoints)}"
+
     def __repr__(self) -> str:
         return f"StoreOptions(store={self.store!r}, api={self.api!r}, endpoints={self.endpoints!r})"  # no secrets

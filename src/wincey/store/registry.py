@@ -56,6 +56,10 @@ class LeaseStore(Protocol):
         """Where hosts claim their addresses; None where a server does that for them."""
 
     @property
+    def keeps_cloud(self) -> bool:
+        """Whether the other side keeps the cloud's route tables for us, as a server may."""
+
+    @property
     def config_key(self) -> str:
         """Where the config is, for messages."""
 
@@ -102,6 +106,11 @@ class Registry:
         self._config_key = f"{self.prefix}/config"
         self._subnets = f"{self.prefix}/subnets/"
         self._claims = f"{self.prefix}/wincey/hosts/"
+
+    @property
+    def keeps_cloud(self) -> bool:
+        """A store keeps nothing but keys."""
+        return False
 
     @property
     def claims(self) -> KeyValueStore | None:

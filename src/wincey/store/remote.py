@@ -48,8 +48,12 @@ class RemoteRegistry:
         self._base = f"/v1/{network}"
         self._address = ""
         self._config: bytes | None = None
-        self.keeps_cloud = False
+        self._keeps_cloud = False
+
+    @property
+    def keeps_cloud(self) -> bool:
         """Whether the server keeps the cloud's route tables for its clients; known once the config was read."""
+        return self._keeps_cloud
 
     @property
     def name(self) -> str:
@@ -157,7 +161,7 @@ class RemoteRegistry:
     async def _read_config(self, client: HttpClient) -> bytes | None:
         try:
             response = await self._servers.exchange(client, "GET", f"{self._base}/config")
-            self.keeps_cloud = response.headers.get(wire.CLOUD) == wire.KEPT
+            self._keeps_cloud = response.headers.get(wire.CLOUD) == wire.KEPT
             return response.body
         except Missing:
             return None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 
+from wincey.model.checksum import checksum
+
 ICMP = 1
 _ICMP_ERRORS = frozenset((3, 4, 5, 11, 12))  # RFC 1122, section 3.2.2: no error is sent in answer to one of these
 _QUOTED = 576 - 20 - 8  # RFC 1812, section 4.3.2.3: as much of the packet as fits in 576 bytes
@@ -26,15 +28,6 @@ def fault(packet: bytes) -> str:
     if packet[2] << 8 | packet[3] != len(packet):
         return "length"
     return ""
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of `data`; over data that holds its own checksum it is 0."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def may_be_answered(packet: bytes) -> bool:
