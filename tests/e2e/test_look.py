@@ -135,30 +135,31 @@ def captured(host, expression, address, source, *options):
         dump.stderr.close()
 
 
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp", "wireguard", "ipsec", "bgp"])
 def test_explain_tells_the_way_that_packets_take(make_lab, backend):
     lab = make_lab(backend, hosts=2)
     host, source, target = lab.hosts[0], lab.containers[0], lab.containers[1]
     address = target.address(4)
     wait_until(lambda: as_json(host, "explain", address)[0] == 0)
+    assert lab.ping(patience=30).unreachable == []  # keys may still have to be agreed upon
     _, (report,) = as_json(host, "explain", address)
     steps = {step["what"]: step["text"] for step in report["steps"]}
     assert report["reaches"]
     assert str(lab.hosts[1].gateways[0].network).replace("/", "-") in steps["lease"]
     assert "10.99.0.2" in steps["lease"]
     outer = re.search(r"to the host (\S+): dev (\S+)", steps["underlay"])
-    port = re.search(r"from (\S+) to (?:UDP )?port (\d+)", steps.get("wrapped", ""))
+    port = re.search(r"(?:from (\S+))?.* port (\d+)", steps.get("wrapped", ""))
 
     expression = f"udp and dst host {outer[1]} and dst port {port[2]}" if port else f"icmp and dst host {address}"
     packet = captured(host, expression, address, source, *(("-T", "vxlan") if backend == "vxlan" else ()))
     assert outer[2] == "eth0"
-    if backend == "host-gw":
+    if backend in {"host-gw", "bgp"}:
         assert port is None
         assert f"> {address}: ICMP echo request" in packet
         mac = json.loads(sh(lab.hosts[1], "ip -j link show eth0"))[0]["address"]
         assert f"> {mac}" in packet
         return
-    assert re.search(rf"{re.escape(port[1])}\.\d+ > {re.escape(outer[1])}\.{port[2]}:", packet), packet
+    assert re.search(rf"{re.escape(port[1] or '10.99.0.1')}\.\d+ > {re.escape(outer[1])}\.{port[2]}:", packet), packet
     if backend == "vxlan":
         vni = re.search(r"VNI (\d+)", steps["wrapped"])[1]
         mac = re.search(r"lladdr (\S+)", steps["neighbor"])[1]

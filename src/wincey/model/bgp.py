@@ -116,6 +116,10 @@ class BgpRoute(Object, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.subnet)
 
+    @property
+    def outer(self) -> Address | None:
+        return self.gateway
+
     def __str__(self) -> str:
         via = f" via {format_address(self.gateway)}" if self.gateway else ""
         return f"BGP route {self.subnet}{via}"

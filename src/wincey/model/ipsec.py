@@ -87,6 +87,17 @@ class IpsecPeer(Object, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.own, self.subnet)
 
+    @property
+    def wraps(self) -> str:
+        if self.terms is None:
+            return ""
+        in_udp = self.terms.encap or self.terms.esp == "user"  # charon's own ESP knows no other way
+        return "encrypted in ESP" + (", in UDP to port 4500" if in_udp else "")
+
+    @property
+    def outer(self) -> Address | None:
+        return self.remote
+
     def __str__(self) -> str:
         return f"IPsec connection to {self.subnet} at {format_address(self.remote)}"
 

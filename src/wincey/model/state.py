@@ -93,6 +93,8 @@ class Link(Object, frozen=True, gc=False):
 
     @property
     def wraps(self) -> str:
+        if self.ipip:
+            return f"in IP (protocol 4), from {format_address(self.ipip.local)}"
         if self.vxlan is None:
             return ""
         return f"in VXLAN, VNI {self.vxlan.vni}, from {format_address(self.vxlan.local)} to UDP port {self.vxlan.port}"

@@ -81,6 +81,14 @@ class WireguardPeer(Object, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.device, self.public_key)
 
+    @property
+    def wraps(self) -> str:
+        return f"encrypted by WireGuard, to UDP port {self.port}"
+
+    @property
+    def outer(self) -> Address | None:
+        return self.endpoint or None
+
     def __str__(self) -> str:
         where = f"{format_address(self.endpoint)} port {self.port}" if self.endpoint else "no address"
         return f"WireGuard peer {key_text(self.public_key)} at {where} dev {self.device}"
