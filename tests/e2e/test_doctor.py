@@ -57,6 +57,7 @@ def nft(host, hook, rule, undo="nft delete table inet fw"):
 @contextmanager
 def sleeping(host, put):
     """Something that the daemon repairs as soon as it wakes up."""
+    wait_until(lambda: host.exec([WINCEY, "diff"]).returncode == 0)
     with asleep(host):
         sh(host, put)
         yield

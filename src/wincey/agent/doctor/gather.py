@@ -117,7 +117,7 @@ def _features() -> dict[str, bool]:
 
 
 def unknown_names(facts: Facts, named: Sequence[str]) -> list[str]:
-    """Those of `named` that are no peer's."""
+    """Those of `named` that are no peer's, as far as the peers are known."""
     return [name for name in named if not any(_is(peer, name) for network in facts.networks for peer in network.peers)]
 
 
