@@ -49,7 +49,6 @@ def lab():
         config=network_config("vxlan", (4,)).replace(
             '"Network"', '"SubnetMin": "10.5.1.0", "SubnetMax": "10.5.2.0", "Network"'
         ),
-        options=("--probe", "--probe-interval=1"),
     )
     made = Lab(spec)
     try:
@@ -69,8 +68,7 @@ def test_faults_look_as_the_page_shows_them(lab):
         peer,
         "nft 'add table ip f; add chain ip f i { type filter hook input priority -300; }; add rule ip f i udp dport 8472 drop'",
     )
-    wait_until(lambda: "is a firewall between?" in said(host, "peers"))
-    assert shown(said(host, "peers"), "is a firewall between?")
+    assert shown(said(host, "doctor"), "encapsulation: ")
     sh(peer, "nft delete table ip f")
 
     network = peer.gateways[0].network
@@ -80,6 +78,14 @@ def test_faults_look_as_the_page_shows_them(lab):
         assert shown(explained, part), part
     sh(host, "ip rule del pref 100")
     assert shown(said(host, "explain", "10.5.250.2"), "NO  lease")
+
+    sh(
+        host,
+        "sysctl -w net.ipv4.ip_forward=0; ip link add x0 type bridge; ip addr add 10.5.0.1/16 dev x0; ip link set x0 up",
+    )
+    found = said(host, "doctor")
+    assert shown(found, "forwarding: ")
+    assert shown(found, "overlap: ")
 
     late.start_daemon(wait=False)
     wait_until(lambda: not late.running)
@@ -107,10 +113,16 @@ def test_messages_that_it_quotes_are_in_the_programs():
         "there is no network config at",
         " could serve us",
         "which is its quota",
-        "packets larger than",
+        "its host answers, but not through the network: is a firewall between?",
+        "bytes don't get there, and containers may send",
         "its host is down, or the way to it is",
         "host-gw needs all hosts on one layer-2 network",
         "no interface to join the network by",
+        "this host's packet filter drops",
+        "black hole: packets larger than",
+        "peers send to an address that they may not reach",
+        "two machines answer to",
+        "its containers are not in the network",
     ):
         assert words in PAGE
         assert words in re.sub(r'"\s+f?"', "", source), words

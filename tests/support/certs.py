@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,10 @@ class Certificate(NamedTuple):
 class Authority:
     """Makes a CA in `directory` (`ca`: its certificate) and issues certificates for 127.0.0.1, ::1 and localhost.
 
-    They serve for both ends of a connection. Skips the test when openssl is not installed.
+    addresses: others that they are for. They serve for both ends of a connection. Skips the test when openssl is not installed.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, addresses: Sequence[str] = ()) -> None:
         if not shutil.which("openssl"):
             pytest.skip("openssl is not installed: apt-get install openssl")
         self.directory = directory
@@ -31,8 +32,9 @@ class Authority:
         self.ca = directory / "ca.crt"
         self._key = directory / "ca.key"
         self._extensions = directory / "extensions"
+        others = "".join(f",IP:{address}" for address in addresses)
         self._extensions.write_text(
-            "subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+            f"subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost{others}\nextendedKeyUsage=serverAuth,clientAuth\n"
         )
         self._openssl("req", "-x509", *_NEW_KEY, "-days", "30", "-subj", "/CN=test authority",
                       "-keyout", self._key, "-out", self.ca)  # fmt: skip

@@ -12,6 +12,7 @@ from wincey.agent.life import DaemonOptions, live
 from wincey.agent.view import Views
 from wincey.kernel.sysctl import bridge_netfilter_note
 from wincey.model.errors import CannotListen
+from wincey.observe.apilisten import serve_api
 from wincey.observe.health import Health, serve_health
 from wincey.observe.localapi import LocalApi
 
@@ -42,6 +43,8 @@ async def serve(options: DaemonOptions) -> None:
         if port > 0
     ]
     api = LocalApi(views)
+    if options.api_listen:
+        servers.append(await serve_api(api, options.api_listen))
     if options.api_socket:
         try:
             await api.listen(options.api_socket, options.api_group)

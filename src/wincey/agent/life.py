@@ -34,6 +34,7 @@ from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
 from wincey.model.networkname import UNNAMED
 from wincey.model.state import Scope
+from wincey.observe.apilisten import ApiListen
 from wincey.store.kv import KeyValueStore
 from wincey.store.measured import MeasuredLeases
 from wincey.store.open import StoreOptions, open_remote, open_store
@@ -60,7 +61,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     """Everything that the process needs to know. healthz_port 0: no health endpoint. audit: seconds between audits.
 
     several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
-    that may use it, "" for root alone. metrics_listen: address and port, 0 for none.
+    that may use it, "" for root alone. api_listen: where it listens besides. metrics_listen: address and port, 0 for none.
     probe: seconds between two rounds of asking the peers, 0 for never.
     """
 
@@ -73,6 +74,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     audit: float
     api_socket: str = ""
     api_group: str = ""
+    api_listen: ApiListen | None = None
     metrics_listen: tuple[str, int] = ("", 0)
     probe: float = 0.0
     several: Several | None = None

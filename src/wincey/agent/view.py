@@ -18,14 +18,17 @@ from wincey.agent.network import Network
 from wincey.agent.peers import LOCAL
 from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
+from wincey.kernel.containers import spoken_with
 from wincey.kernel.interfaces import read_interfaces, route_to
 from wincey.kernel.statistics import device_traffic
-from wincey.model.address import Address, format_address, parse_address
+from wincey.model.address import Address, format_address, format_mac, parse_address
 from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
 from wincey.model.probe import Probed, Target, Window
 from wincey.model.report import (
     BadKeyReport,
+    ContainerReport,
+    ContainersReport,
     DifferenceReport,
     ExplainReport,
     FailureReport,
@@ -58,6 +61,8 @@ class View(Protocol):
     def report(self) -> NetworkReport: ...
 
     async def peers(self) -> PeersReport: ...
+
+    def containers(self) -> ContainersReport: ...
 
     async def difference(self) -> DifferenceReport: ...
 
@@ -97,6 +102,10 @@ class WaitingView:
     async def peers(self) -> PeersReport:
         """None are known."""
         return PeersReport(network=self._name, peers=[], note=self.reason or "")
+
+    def containers(self) -> ContainersReport:
+        """None are known."""
+        return ContainersReport(network=self._name, containers=[])
 
     async def difference(self) -> DifferenceReport:
         """Nothing is wanted."""
@@ -282,6 +291,18 @@ class NetworkView:
             probe=self._probe(key),
         )
 
+    def containers(self) -> ContainersReport:
+        """Whom this host spoke with lately in its own subnets."""
+        lease = self._network.lease
+        found = spoken_with(lease.key.subnets) if lease else []
+        return ContainersReport(
+            network=self._name,
+            containers=[
+                ContainerReport(address=format_address(each.address), device=each.device, mac=format_mac(each.mac))
+                for each in found
+            ],
+        )
+
     async def difference(self) -> DifferenceReport:
         """What is, read now, against what should be."""
         changes, actual = await self._reconciler.difference()
@@ -323,6 +344,10 @@ class Views:
     async def peers(self, network: str | None) -> Sequence[PeersReport]:
         """See localapi.Source."""
         return [await view.peers() for view in self._chosen(network)]
+
+    async def containers(self, network: str | None) -> Sequence[ContainersReport]:
+        """See localapi.Source."""
+        return [view.containers() for view in self._chosen(network)]
 
     async def difference(self, network: str | None) -> Sequence[DifferenceReport]:
         """See localapi.Source."""

@@ -84,7 +84,7 @@ def _work(options: Options) -> Coroutine[None, None, object]:
         )
     from wincey.agent.daemon import serve
 
-    return serve(_daemon_options(options))
+    return serve(daemon_options(options))
 
 
 def _clean_up(options: Options) -> Coroutine[None, None, object]:
@@ -95,11 +95,13 @@ def _clean_up(options: Options) -> Coroutine[None, None, object]:
     return clean_up_all(options.subnet_dir) if several else clean_up(options.subnet_file)
 
 
-def _daemon_options(options: Options) -> DaemonOptions:
+def daemon_options(options: Options) -> DaemonOptions:
+    """What the process needs to know, from its flags."""
     from wincey.agent.hostfacts import Wishes
     from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
+    from wincey.observe.apilisten import ApiListen
 
     return DaemonOptions(
         store=_store_options(options),
@@ -126,6 +128,9 @@ def _daemon_options(options: Options) -> DaemonOptions:
         healthz_port=options.healthz_port,
         api_socket=_api_socket(options),
         api_group=options.api_group,
+        api_listen=ApiListen(*options.api_listen, options.api_certfile, options.api_keyfile, options.api_token_file)
+        if options.api_listen
+        else None,
         probe=float(options.probe_interval) if options.probe else 0.0,
         metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.

@@ -85,6 +85,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     cleanup: bool
     api_socket: str
     api_group: str
+    api_listen: tuple[str, int] | None
+    api_certfile: str
+    api_keyfile: str
+    api_token_file: str
     metrics_listen: tuple[str, int] | None
     probe: bool
     probe_interval: int
@@ -223,11 +227,14 @@ def _listen(text: str) -> Where | None:
     return parse_listen(text) if text else None
 
 
-def _metrics(text: str) -> tuple[str, int] | None:
-    where = parse_listen(text) if text else None
-    if where and where.fd is not None:
-        raise ValueError("must be HOST:PORT, like 127.0.0.1:9470")
-    return (where.host, where.port) if where else None
+def _listen_on(example: int) -> Callable[[str], tuple[str, int] | None]:
+    def read(text: str) -> tuple[str, int] | None:
+        where = parse_listen(text) if text else None
+        if where and where.fd is not None:
+            raise ValueError(f"must be HOST:PORT, like 127.0.0.1:{example}")
+        return (where.host, where.port) if where else None
+
+    return read
 
 
 def _remote(text: str) -> tuple[str, ...]:
@@ -300,9 +307,13 @@ FLAGS: tuple[Flag, ...] = (
     # What can be seen.
     Flag("api-socket", "s", "auto", "Unix socket of the local API: a path, auto (beside the subnet file) or off"),
     Flag("api-group", "s", "", "group that may use the local API besides root"),
+    Flag("api-listen", "s", None, "serve the local API on HOST:PORT as well, to whoever has the token", read=_listen_on(8471)),
+    Flag("api-certfile", "s", "", "file with our TLS certificate for --api-listen"),
+    Flag("api-keyfile", "s", "", "file with our TLS key for --api-listen"),
+    Flag("api-token-file", "s", "", "file with the token that --api-listen asks for"),
     Flag("probe", "b", False, "ask each peer a few times a minute whether it answers, how soon, how large a packet gets there"),
     Flag("probe-interval", "i", 60, "seconds between two rounds of --probe: 1 to 3600"),
-    Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_metrics),
+    Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_listen_on(9470)),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),
     Flag("kube-api-url", "s", "", "URL of the Kubernetes API", "0.8.0"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "completion": "wincey.cli.completion:completion",
     "config": "wincey.cli.config:config",
     "install-cni": "wincey.cli.install_cni:install_cni",
+    "doctor": "wincey.cli.doctor:doctor",
     "docker-plugin": "wincey.cli.docker:docker_plugin",
     "lab": "wincey.cli.lab:lab",
     "leases": "wincey.cli.leases:leases",
@@ -30,6 +31,7 @@ COMMANDS = {
     "diff": "wincey.cli.look:diff",
     "explain": "wincey.cli.look:explain",
     "top": "wincey.cli.top:top",
+    "web": "wincey.cli.web:web",
 }
 """Name of a command: where its click command is."""
 

@@ -330,6 +330,11 @@ def dump_neighbors(family: int, index: int) -> bytes:
     return _NEIGHBOR.pack(family, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, _U32.pack(index))
 
 
+def dump_family_neighbors(family: int) -> bytes:
+    """The body of a dump of all devices' neighbors."""
+    return _NEIGHBOR.pack(family, 0, 0, 0, 0)
+
+
 def dump_fdb(index: int) -> bytes:
     """The body of a dump of one device's forwarding database."""
     return _NEIGHBOR.pack(AF_BRIDGE, index, 0, 0, 0)

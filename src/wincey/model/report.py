@@ -191,6 +191,21 @@ class PeersReport(Report, frozen=True, kw_only=True):
     note: str
 
 
+class ContainerReport(Report, frozen=True, kw_only=True):
+    """An address of this host's subnet that was lately spoken with. mac: "" where it is not known."""
+
+    address: str
+    device: str
+    mac: str
+
+
+class ContainersReport(Report, frozen=True, kw_only=True):
+    """The containers of one network on this host, as far as the kernel's neighbor table knows them."""
+
+    network: str
+    containers: list[ContainerReport]
+
+
 class DifferenceReport(Report, frozen=True, kw_only=True):
     """What would have to change for one network to be as it should be, read just now; nothing was changed.
 

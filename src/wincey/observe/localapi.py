@@ -2,6 +2,7 @@
 
     GET /v1/status                    StatusReport
     GET /v1/peers[?network=NAME]      list of PeersReport, one a network
+    GET /v1/containers[?network=NAME] list of ContainersReport, likewise
     GET /v1/diff[?network=NAME]       list of DifferenceReport
     GET /v1/explain?address=ADDRESS   list of ExplainReport, likewise
     GET /v1/openapi.json              this, as OpenAPI 3.1
@@ -28,6 +29,7 @@ from wincey import __version__
 from wincey.model.errors import CannotListen, WinceyError
 from wincey.model.report import (
     API,
+    ContainersReport,
     DifferenceReport,
     ErrorReport,
     ExplainReport,
@@ -45,6 +47,8 @@ class Source(Protocol):
     def status(self) -> StatusReport: ...
 
     async def peers(self, network: str | None) -> Sequence[PeersReport]: ...
+
+    async def containers(self, network: str | None) -> Sequence[ContainersReport]: ...
 
     async def difference(self, network: str | None) -> Sequence[DifferenceReport]: ...
 
@@ -83,6 +87,7 @@ _PARAMETERS = {
 ENDPOINTS: Mapping[str, _Endpoint] = {
     "status": _Endpoint("The daemon and its networks", StatusReport),
     "peers": _Endpoint("The other hosts, as this one sees them", list[PeersReport], ("network",)),
+    "containers": _Endpoint("Addresses of our subnet that the kernel knows", list[ContainersReport], ("network",)),
     "diff": _Endpoint("What should be against what is, read now", list[DifferenceReport], ("network",)),
     "explain": _Endpoint("The way of a packet to an address", list[ExplainReport], ("network", "address")),
 }
@@ -154,6 +159,8 @@ class LocalApi:
                 return self._source.status()
             case "peers":
                 return await self._source.peers(network)
+            case "containers":
+                return await self._source.containers(network)
             case "diff":
                 return await self._source.difference(network)
             case _:

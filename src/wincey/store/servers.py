@@ -69,15 +69,16 @@ class Servers:
         await self.endpoints.close()
 
 
-def read_token(path: str) -> str:
-    """A client's token: the first word of its file, which may be a server's with one line. Raises BadOption."""
+def read_token(path: str, flag: str = "--remote-token-file") -> str:
+    """A client's token: the first word of its file, which may be a server's with one line. flag: what names the file. Raises
+    BadOption."""
     try:
         with open(path, encoding="utf-8") as file:
             words = [words[0] for line in file if (words := line.partition("#")[0].split())]
     except (OSError, UnicodeDecodeError) as error:
-        raise BadOption(f"--remote-token-file {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise BadOption(f"{flag} {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(words) != 1 or not words[0].isascii() or words[0].startswith("cert:"):
-        raise BadOption(f"--remote-token-file {path}: a client's has one line, the token")
+        raise BadOption(f"{flag} {path}: a client's has one line, the token")
     return words[0]
 
 
