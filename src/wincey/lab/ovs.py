@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from wincey.lab.errors import LabError
-from wincey.lab.namespace import ip_batch
+from wincey.lab.namespace import ip_batch, set_sysctls
 from wincey.lab.node import Node
-from wincey.lab.plan import LabSpec
+from wincey.lab.plan import LabSpec, sysctls
 
 PROGRAMS = ("ovsdb-tool", "ovsdb-server", "ovs-vsctl", "ovs-vswitchd", "ovs-ofctl", "ethtool")
 _SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
@@ -58,6 +58,7 @@ def _take_card(host: Node, directory: Path) -> None:
     bridge = ["add-br", "eth0", "--", "set", "bridge", "eth0", "datapath_type=netdev"]
     mtu = ["--", "set", "interface", "eth0", f"mtu_request={spec.mtu}"]
     _vsctl(host, directory, *bridge, *mtu, "--", "add-port", "eth0", CARD)
+    set_sysctls(host.netns, sysctls(spec, host.name))  # eth0 is another device now
     ip_batch([*(f"addr add {each} dev eth0" for each in addresses), "link set eth0 up"], host.netns)
     # ovs-vswitchd takes packets as they come, and nobody would fill in the checksums that were left to a card.
     for device in ("eth0", CARD):
