@@ -69,7 +69,13 @@ class OvsDriver:
         self._busy = True
         try:
             database = await self._connected()
-            return await self._apply(database, changes)
+            before = _numbers(database)
+            failures = await self._apply(database, changes)
+            now = _numbers(database)
+            if any(now.get(name, number) != number for name, number in before.items()):
+                # A port that had to be made anew: flows that were right lead to its old number.
+                self._changed("ports of Open vSwitch have other numbers")
+            return failures
         except OvsError as error:
             # Of a bridge that can't be made, what is on it need not speak.
             items = [*changes.put, *changes.delete]
@@ -120,8 +126,7 @@ class OvsDriver:
 
     def _picture(self, database: Database) -> object:
         """What is to be noticed when it changes: what is ours, and the numbers that its flows use."""
-        ours = database.replica.objects()
-        return ours, {port.interface["name"]: port.number for port in database.replica.ports().values() if port.ours}
+        return database.replica.objects(), _numbers(database)
 
     async def _look_after(self, bridges: Sequence[str]) -> None:
         for name in [name for name in self._liveness if name not in bridges]:
@@ -187,6 +192,11 @@ class OvsDriver:
             except ProgramFailed as error:
                 failures += [Failure(item, f"{error}; is ovs-vswitchd running?") for item in (*put, *delete)]
         return failures
+
+
+def _numbers(database: Database) -> dict[str, int]:
+    """The OpenFlow numbers of our ports by name."""
+    return {name: port.number for name, port in database.replica.ports().items() if port.ours}
 
 
 def _accepted(database: Database, items: Sequence[T], failures: list[Failure]) -> list[T]:
