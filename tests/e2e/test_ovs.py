@@ -98,6 +98,9 @@ def test_packets(ovs_lab, tmp_path, tunnel):
         # tcpdump writes outer and inner header in one line or two.
         wait_until(lambda: sum("ICMP echo" in line for line in seen()) == 2)
         assert sum(h3.underlay(4) in line for line in seen()) == 2, seen()
+        ofctl(h1, "add-flow", "priority=1,actions=NORMAL")  # now it floods, and that is seen here
+        h1.exec([sys.executable, "-c", SEND, BRIDGE, BROADCAST, MULTICAST, UNKNOWN], check=True)
+        wait_until(lambda: sum(h3.underlay(4) in line for line in seen()) >= 15)
     finally:
         tcpdump.send_signal(signal.SIGINT)
         tcpdump.wait(10)
