@@ -25,6 +25,7 @@ test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server e
                openssl:openssl bash:bash busybox:busybox-static git:git curl:curl podman:podman containerd:containerd ctr:containerd
                bird:bird2 vtysh:frr runc:runc host-local:containernetworking-plugins
                charon:strongswan-charon swanctl:strongswan-swanctl swanctl:libstrongswan-standard-plugins lookip:libcharon-extra-plugins
+               ovs-vswitchd:openvswitch-switch
                wireguard-go:wireguard-go wg:wireguard-tools
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
                qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
@@ -85,6 +86,7 @@ apt_install() {
     case " $* " in *" prometheus "*) ! has systemctl || systemctl disable prometheus >/dev/null 2>&1 || : ;; esac
     case " $* " in *" docker.io "*) ! has systemctl || systemctl disable docker.service docker.socket >/dev/null 2>&1 || : ;; esac
     case " $* " in *" bird2 "*) ! has systemctl || systemctl disable bird >/dev/null 2>&1 || : ;; esac
+    case " $* " in *" openvswitch-switch "*) ! has systemctl || systemctl disable openvswitch-switch ovsdb-server ovs-vswitchd >/dev/null 2>&1 || : ;; esac
     case " $* " in *" frr "*) ! has systemctl || systemctl disable frr >/dev/null 2>&1 || : ;; esac
 }
 

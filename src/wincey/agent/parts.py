@@ -22,6 +22,7 @@ from wincey.backends.cloud import SERVED
 from wincey.backends.extension import OUTPUT, ExtensionBackend
 from wincey.backends.gce import GceBackend
 from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.ovs import OvsBackend
 from wincey.backends.tencentvpc import TencentVpcBackend
 from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
@@ -32,6 +33,7 @@ from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import NotJoinable
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
+from wincey.model.ovs import OvsBridge, OvsDatabase, OvsFlow, OvsTunnel
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
@@ -129,11 +131,25 @@ async def _ipsec_means(config: NetworkConfig, facts: HostFacts, directory: Path)
     return {"esp": choose_esp(IpsecBackend(config, facts).esp_choice)}
 
 
+def _ovs_driver(directory: Path) -> Driver:
+    from wincey.programs.openvswitch.driver import OvsDriver  # noqa: PLC0415  # likewise
+
+    return OvsDriver(str(directory))
+
+
+async def _ovs_answers(config: NetworkConfig, facts: HostFacts, directory: Path) -> Mapping[str, str]:
+    from wincey.programs.openvswitch.host import check  # noqa: PLC0415  # likewise
+
+    await check()
+    return {}
+
+
 PARTS: tuple[Part, ...] = (
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
     Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
     Part("ipsec", (IkeDaemon, IpsecPeer, XfrmPolicy), _ipsec_driver),
+    Part("ovs", (OvsDatabase, OvsBridge, OvsTunnel, OvsFlow), _ovs_driver),
     Part("cloud", (CloudTable, CloudForwarding, CloudLease, CloudRoute), _cloud_driver),
 )
 """Every part. They come before the drivers that each host has, as some make the devices that those look after."""
@@ -143,6 +159,7 @@ QUESTIONS: Mapping[str, Callable[[NetworkConfig, HostFacts, Path], Awaitable[Map
     WireguardBackend.type: _wireguard_key,
     BgpBackend.type: _routing_daemon,
     IpsecBackend.type: _ipsec_means,
+    OvsBackend.type: _ovs_answers,
     AwsVpcBackend.type: _aws_place,
     GceBackend.type: _gce_place,
     TencentVpcBackend.type: _tencent_place,

@@ -15,6 +15,7 @@ from wincey.backends.gce import GceBackend
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.ipip import IpipBackend
 from wincey.backends.ipsec import IpsecBackend
+from wincey.backends.ovs import OvsBackend
 from wincey.backends.tencentvpc import TencentVpcBackend
 from wincey.backends.udp import UdpBackend
 from wincey.backends.vxlan import VxlanBackend, read_vni
@@ -39,6 +40,7 @@ BACKENDS: dict[str, type[Backend]] = {
         IpipBackend,
         IpsecBackend,
         WireguardBackend,
+        OvsBackend,
     )
 }
 

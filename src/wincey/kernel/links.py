@@ -14,7 +14,7 @@ import msgspec
 
 from wincey.kernel import ethtool, rtnl
 from wincey.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Refusal, messages
-from wincey.kernel.objects import Names, link
+from wincey.kernel.objects import Names, kind_of, link
 from wincey.kernel.reasons import explain
 from wincey.kernel.rtnl import IpipMessage, LinkMessage, VxlanMessage
 from wincey.model.address import format_address, format_mac
@@ -57,7 +57,7 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> str:
     if len(wanted.name) > _NAME_SIZE:
         raise LinkRefused(f"device names have at most {_NAME_SIZE} characters: choose a smaller VNI")
     found = read_link(netlink, wanted.name)
-    if found and found.kind != wanted.kind:
+    if found and kind_of(found, wanted) != wanted.kind:
         raise LinkRefused(
             f"device {wanted.name} is already there and of kind {found.kind or 'hardware'}, not {wanted.kind}: "
             "rename or remove it"

@@ -5,19 +5,31 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from wincey.kernel import rtnl
 from wincey.kernel.rtnl import LinkMessage, NeighborMessage, RouteMessage
 from wincey.model.address import Address, Subnet
 from wincey.model.state import FdbEntry, Ipip, Link, Neighbor, Route, Vxlan
 
-_KINDS: dict[str, Literal["vxlan", "ipip", "tun", "wireguard"]] = {
+Kind: TypeAlias = Literal["vxlan", "ipip", "tun", "wireguard", "ovs"]
+
+_KINDS: dict[str, Kind] = {
     "vxlan": "vxlan",
     "ipip": "ipip",
     "tun": "tun",
     "wireguard": "wireguard",
+    "openvswitch": "ovs",
 }
+
+
+def kind_of(message: LinkMessage, wanted: Link | None) -> Kind | None:
+    """What we call a device's kind, None for one that we never have.
+
+    The local port of an Open vSwitch bridge is a TAP device where ovs-vswitchd forwards by itself.
+    """
+    kind = _KINDS.get(message.kind)
+    return "ovs" if kind == "tun" and wanted and wanted.kind == "ovs" else kind
 
 
 class Names:
@@ -119,7 +131,7 @@ def link(message: LinkMessage, names: Names, wanted: Link | None, tx_checksum: b
 
     None when it is of another kind, or of another than wanted: then it is somebody else's.
     """
-    kind = _KINDS.get(message.kind)
+    kind = kind_of(message, wanted)
     if kind is None or (wanted and wanted.kind != kind):
         return None
     vxlan = None

@@ -68,8 +68,8 @@ class RtnetlinkDriver:
             link = as_wanted(message, self._names, wanted if isinstance(wanted, Link) else None) if message else None
             if message and link:
                 devices[message.index] = name
-                # A tunnel makes and removes its device itself: one that is not desired is on its way out.
-                if link.kind != "tun" or wanted:
+                # A tunnel or a bridge makes and removes its device itself: one that is not desired is on its way out.
+                if link.kind not in {"tun", "ovs"} or wanted:
                     found.add(link)
         self._expectation.expect(self._handled(desired), scope, devices)
         if self._monitor:

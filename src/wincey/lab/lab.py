@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wincey.lab import namespace, plan
+from wincey.lab import namespace, ovs, plan
 from wincey.lab.errors import LabError, UnknownName
 from wincey.lab.needs import check_needs
 from wincey.lab.node import READY_TIMEOUT, Container, Host, Node
@@ -204,6 +204,10 @@ class Lab:
         for node in spec.node_names:
             namespace.set_sysctls(spec.netns(node), plan.sysctls(spec, node))
             namespace.ip_batch(plan.node_batch(spec, node), spec.netns(node))
+        if ovs.uses_ovs(spec):
+            self.report("starting Open vSwitch on the hosts")
+            for host in self.hosts:
+                ovs.start(host, host.ovs_directory)
         if spec.segmenting:
             for host in self.hosts:
                 host.exec(["ethtool", "-K", "eth0", *_SEGMENTING], check=True)

@@ -6,7 +6,10 @@ import os
 import shutil
 
 from wincey.lab.errors import LabError
+from wincey.lab.ovs import PROGRAMS as OVS_PROGRAMS
+from wincey.lab.ovs import uses_ovs
 from wincey.lab.plan import LabSpec
+from wincey.model.ovs import PACKAGE as OVS_PACKAGE
 
 _PACKAGES = {
     "ip": "iproute2",
@@ -38,7 +41,9 @@ def check_needs(spec: LabSpec) -> None:
         wanted.append("etcd")
     if spec.segmenting:
         wanted.append("ethtool")
+    if uses_ovs(spec):
+        wanted += OVS_PROGRAMS
     missing = [program for program in wanted if not shutil.which(program)]
     if missing:
-        packages = " ".join(_PACKAGES[program] for program in missing)
+        packages = " ".join(dict.fromkeys(_PACKAGES.get(program, OVS_PACKAGE) for program in missing))
         raise LabError(f"the lab needs {', '.join(missing)}: install it, on Debian with apt-get install {packages}")

@@ -75,6 +75,7 @@ class Host(Node):
     def __init__(self, spec: LabSpec, name: str, directory: Path, store_url: str) -> None:
         super().__init__(spec, name)
         self.directory = directory
+        self.ovs_directory = directory / "ovs"
         self.log_path = directory / "daemon.log"
         self.subnet_file = directory / "subnet.env"
         self.containers = [Container(self, each, at) for at, each in enumerate(spec.container_names(name), 1)]
@@ -139,6 +140,7 @@ class Host(Node):
         return {
             "WIREGUARD_KEY_FILE": str(self.directory / "wgkey"),
             "WIREGUARD_SOCKET_DIR": str(self.directory / "wireguard"),
+            "OVS_RUNDIR": str(self.ovs_directory),
         }
 
     def start_daemon(self, command: str | None = None, *, wait: bool = True, timeout: float = READY_TIMEOUT) -> Process:

@@ -32,7 +32,7 @@ PREFIX = "/coreos.com/network"
 SWITCH = "switch"
 STORE = "store"
 STORES = ("sqlite", "etcd3", "etcd2")
-BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc", "bgp", "extension")
+BACKENDS = ("vxlan", "host-gw", "udp", "ipip", "wireguard", "ipsec", "alloc", "bgp", "extension", "ovs")
 MAX_HOSTS = 1000
 """A Linux bridge has at most 1023 ports."""
 
@@ -43,6 +43,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
         ' [ -z "$IPV6SUBNET" ] || ip route replace "$IPV6SUBNET" via "$PUBLIC_IPV6"',
         "SubnetRemoveCommand": 'for subnet in $SUBNET $IPV6SUBNET; do ip route del "$subnet"; done',
     },
+    "ovs": {"Datapath": "netdev"},  # which any kernel can
     "ipsec": {"PSK": "known-to-everybody-and-good-for-a-lab-alone." * 3},
 }
 """Keys without which a backend does not connect the hosts."""

@@ -69,14 +69,14 @@ class Ipip(msgspec.Struct, frozen=True, gc=False):
 class Link(Object, frozen=True, gc=False):
     """A device of ours, up. `mac` None: any. `tx_checksum` None: leave the offload as it is.
 
-    kinds "vxlan" and "ipip" are made and removed by the kernel layer; kinds "tun" and "wireguard" are made by another driver
-    (see Tunnel, WireguardDevice) and the kernel layer only keeps their MTU and their being up.
+    kinds "vxlan" and "ipip" are made and removed by the kernel layer; kinds "tun", "wireguard" and "ovs" are made by another
+    driver (see Tunnel, WireguardDevice, OvsBridge) and the kernel layer only keeps their MTU and their being up.
     """
 
     tag: ClassVar[str] = "link"
     essential: ClassVar[bool] = True
     name: str
-    kind: Literal["vxlan", "ipip", "tun", "wireguard"]
+    kind: Literal["vxlan", "ipip", "tun", "wireguard", "ovs"]
     mtu: int
     mac: MacAddress | None = None
     vxlan: Vxlan | None = None
