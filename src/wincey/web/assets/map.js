@@ -76,11 +76,12 @@ export class NetworkMap {
     }
     const { x, y } = this.places.get(host.id);
     const flow = traffic(host);
+    const outward = y < -1 ? -1 : 1; // containers and words stand away from the links
     const busy = flow ? Math.min(1, Math.log10(1 + flow.send + flow.receive) / 9) : 0;
     const radius = this.dense ? 7 + 4 * busy : 22;
     const chosen = this.selection?.kind === "host" && this.selection.id === host.id;
     const named = this.dense && (host.state === "bad" || this.matching?.size <= 12) && (!this.matching || this.matching.has(host.id));
-    const key = JSON.stringify([host.state, host.name, host.containers.length, radius, this.dense, flow && [rate(flow.send), rate(flow.receive)]]);
+    const key = JSON.stringify([host.state, host.name, host.containers.length, radius, this.dense, outward, flow && [rate(flow.send), rate(flow.receive)]]);
     node.setAttribute("transform", `translate(${x} ${y})`);
     node.setAttribute("tabindex", host.id === this.focused ? "0" : "-1");
     node.setAttribute("aria-pressed", chosen);
@@ -95,23 +96,23 @@ export class NetworkMap {
       node.append(shape("circle", { class: "core", r: 7 + 8 * busy }));
       const shown = Math.min(PODS, host.containers.length);
       for (let index = 0; index < shown; index++) {
-        const angle = -Math.PI / 2 + (index - (shown - 1) / 2) * 0.36;
+        const angle = outward * Math.PI / 2 + (index - (shown - 1) / 2) * 0.36;
         node.append(shape("circle", { class: "pod", r: 4, cx: (radius + 11) * Math.cos(angle), cy: (radius + 11) * Math.sin(angle) }));
       }
     }
-    const label = shape("text", { y: radius + (this.dense ? 16 : 20) });
+    const line = (number) => outward * (radius + (host.containers.length ? 32 : 22) + number * 16) + 4;
+    const lines = [host.name, host.subnets[0], ...(flow ? [`↓ ${rate(flow.receive)}  ↑ ${rate(flow.send)}`] : [])];
+    if (!this.dense && outward < 0) lines.reverse();
+    const label = shape("text", { y: this.dense ? radius + 16 : line(lines.indexOf(host.name)) });
     label.textContent = host.name;
     node.append(label);
-    if (!this.dense) {
-      const under = shape("text", { class: "under", y: radius + 36 });
-      under.textContent = host.subnets[0];
+    if (this.dense) return;
+    lines.forEach((words, number) => {
+      if (words === host.name) return;
+      const under = shape("text", { class: "under", y: line(number) });
+      under.textContent = words;
       node.append(under);
-      if (flow) {
-        const figures = shape("text", { class: "under", y: radius + 51 });
-        figures.textContent = `↓ ${rate(flow.receive)}  ↑ ${rate(flow.send)}`;
-        node.append(figures);
-      }
-    }
+    });
   }
 
   transform() {
@@ -179,6 +180,7 @@ export class NetworkMap {
     const words = link.state === "bad" && rtt === null ? "no answer" : rtt === null ? "" : milliseconds(rtt) + (loss > 0 ? `  ${percent(loss)} lost` : "");
     if (!words) return;
     const x = (a.x + 2 * bend.x + b.x) / 4, y = (a.y + 2 * bend.y + b.y) / 4;
+    pen.globalAlpha = pen.globalAlpha < 0.1 ? pen.globalAlpha : 1;
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif";
     pen.setLineDash([]);
     const half = pen.measureText(words).width / 2 + 8;
