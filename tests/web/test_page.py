@@ -21,7 +21,7 @@ from wincey.observe.apilisten import Token
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WINCEY = os.path.join(os.path.dirname(sys.executable), "wincey")
 TOKEN = "0123456789abcdef0123"
-SIZE = {"width": 1360, "height": 820}
+SIZE = {"width": 1240, "height": 760}
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

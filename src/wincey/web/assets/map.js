@@ -97,10 +97,10 @@ export class NetworkMap {
       const shown = Math.min(PODS, host.containers.length);
       for (let index = 0; index < shown; index++) {
         const angle = outward * Math.PI / 2 + (index - (shown - 1) / 2) * 0.36;
-        node.append(shape("circle", { class: "pod", r: 4, cx: (radius + 11) * Math.cos(angle), cy: (radius + 11) * Math.sin(angle) }));
+        node.append(shape("circle", { class: "pod", r: 4, cx: (radius + 14) * Math.cos(angle), cy: (radius + 14) * Math.sin(angle) }));
       }
     }
-    const line = (number) => outward * (radius + (host.containers.length ? 32 : 22) + number * 16) + 4;
+    const line = (number) => outward * (radius + (host.containers.length ? 35 : 22) + number * 16) + 4;
     const lines = [host.name, host.subnets[0], ...(flow ? [`↓ ${rate(flow.receive)}  ↑ ${rate(flow.send)}`] : [])];
     if (!this.dense && outward < 0) lines.reverse();
     const label = shape("text", { y: this.dense ? radius + 16 : line(lines.indexOf(host.name)) });
@@ -118,11 +118,13 @@ export class NetworkMap {
   transform() {
     const { clientWidth: width, clientHeight: height } = this.svg;
     if (this.view) return this.view;
-    let right = 60, bottom = 60;
-    for (const { x, y } of this.places.values()) (right = Math.max(right, Math.abs(x)), bottom = Math.max(bottom, Math.abs(y)));
-    const margin = this.dense ? 40 : 100;
-    const scale = Math.min(1.5, width / 2 / (right + margin), height / 2 / (bottom + margin));
-    return { scale, x: width / 2, y: height / 2 - (this.dense ? 0 : 8) };
+    let left = 0, right = 0, top = 0, bottom = 0;
+    for (const { x, y } of this.places.values()) {
+      (left = Math.min(left, x), right = Math.max(right, x), top = Math.min(top, y), bottom = Math.max(bottom, y));
+    }
+    const margin = this.dense ? 36 : 105;
+    const scale = Math.min(1.5, width / (right - left + 2 * margin), (height - 48) / (bottom - top + 2 * margin));
+    return { scale, x: width / 2 - (scale * (left + right)) / 2, y: (height - 28) / 2 - (scale * (top + bottom)) / 2 };
   }
 
   draw() {
@@ -140,7 +142,7 @@ export class NetworkMap {
     pen.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
     const host = this.selection?.kind === "host" ? this.selection.id : null;
     const near = this.hovered ?? host;
-    const faint = this.dense ? Math.max(0.05, Math.min(0.5, 160 / (this.picture.links.length + 1))) : 0.75;
+    const faint = this.dense ? Math.max(0.05, Math.min(0.5, 110 / (this.picture.links.length + 1))) : 0.75;
     this.drawn = [];
     const tint = { ok: colour("wire"), warn: colour("warn"), bad: colour("bad"), lease: colour("lease"), accent: colour("accent") };
     const waiting = [];
