@@ -6,7 +6,7 @@ import tarfile
 import msgspec
 import pytest
 
-from wincey.agent.doctor.bundle import HIDDEN, without_secrets, write_bundle
+from wincey.agent.doctor.bundle import HIDDEN, config_secrets, without_secrets, write_bundle
 from wincey.agent.doctor.checks import CHECKS, diagnose
 from wincey.agent.doctor.facts import Answered, Daemon, Facts, Network, Peer, Store
 from wincey.agent.doctor.finding import CAUSES, Finding, exit_code, ordered
@@ -119,7 +119,8 @@ WRAPPED = Packet(TWO, ONE, "eth0", "", "udp", 8472)
 )
 def test_rules_of_iptables(rules, packet, hook, words):
     found = dropped(read_iptables("iptables-legacy", "filter", rules), hook, packet)
-    assert (words in found) and bool(found) == bool(words)
+    assert words in found
+    assert bool(found) == bool(words)
 
 
 def test_rules_of_nft():
@@ -187,3 +188,11 @@ def test_a_bundle_holds_no_secrets(tmp_path):
 def test_what_is_no_secret_stays():
     text = "route 10.5.2.0/24 via 10.5.2.0 dev flannel.1\nip saddr 10.5.0.0/16 counter accept # handle 4"
     assert without_secrets(text) == text
+
+
+def test_secrets_of_the_config_are_known_by_value():
+    raw = json.dumps({"Backend": {"Type": "ipsec", "PSK": "quiet", "Keys": [{"AuthToken": ["hush"]}]}}).encode()
+    known = config_secrets(raw)
+    assert known == ["quiet", "hush"]
+    assert config_secrets(b"{") == []
+    assert without_secrets("they say quiet, hush", known) == f"they say {HIDDEN}, {HIDDEN}"

@@ -366,4 +366,4 @@ def test_peers_are_chosen_and_a_bundle_is_written(make_lab, tmp_path):
     assert "no fault found; 1 peers were asked" in done.stdout
     with tarfile.open(path) as archive:
         names = {each.name.removeprefix("wincey-doctor/") for each in archive.getmembers()}
-    assert {"findings.json", "status.json", "ip-route.txt", "nft.txt", "daemon.log", "config.txt"} <= names
+    assert {"findings.json", "status.json", "ip-route.txt", "nft.txt", "daemon.log", "config.json"} <= names
