@@ -46,8 +46,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links out of docs/ to where their target is in the site."""
     del config, files
-    source = page.file.src_uri
-    return markdown if page.file.generated_by else _relinked(markdown, f"docs/{source}")
+    if not page.file.generated_by:
+        markdown = _relinked(markdown, f"docs/{page.file.src_uri}")
+    return _indented(markdown)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -101,6 +102,18 @@ def _shown(target: str) -> str:
             parts.append(f"## {file.relative_to(path)}")
         parts.append(f"```{_LANGUAGES.get(file.suffix, '')}\n{file.read_text().rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _indented(text: str) -> str:
+    """What belongs to an item of a numbered list, indented by four: CommonMark takes three, Python-Markdown doesn't."""
+    inside, lines = False, []
+    for line in text.splitlines():
+        if re.match(r"\d+\. ", line):
+            inside = True
+        elif line and not line.startswith("   "):
+            inside = False
+        lines.append(f" {line}" if inside and line.startswith("   ") else line)
+    return "\n".join(lines) + "\n"
 
 
 # --- nav --------------------------------------------------------------------------------------------------------------

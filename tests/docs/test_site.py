@@ -43,6 +43,8 @@ def test_the_readme_is_its_first_page_with_links_that_lead_into_the_site(site):
     assert 'id="join-real-hosts"' in text
     assert 'href="configuration.html"' in text
     assert 'href="docs/' not in text
+    assert "<p>```" not in text  # blocks within its numbered lists
+    assert "```sh" not in text
 
 
 def test_files_beside_the_documents_are_shown(site):

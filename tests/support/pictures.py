@@ -9,7 +9,7 @@ from wincey.web.picture import Device, HostPicture, LinkPicture, Picture, WayPic
 from wincey.web.server import Page
 
 
-def generated(count, *, links_each=6):
+def generated(count, *, links_each=6, every=0.5):
     """`count` hosts: most are well, some not, some known by their lease only."""
     rng = random.Random(count)
     hosts, links = [], []
@@ -70,7 +70,7 @@ def generated(count, *, links_each=6):
         network="",
         networks=["10.64.0.0/10"],
         source=f"a generator: {count} simulated hosts",
-        every=0.5,
+        every=every,
         notes=[],
         hosts=hosts,
         links=links,

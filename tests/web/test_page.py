@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from playwright.sync_api import sync_playwright
 
 from support.certs import Authority
 from support.keys import wait_until
@@ -20,7 +21,7 @@ from wincey.observe.apilisten import Token
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WINCEY = os.path.join(os.path.dirname(sys.executable), "wincey")
 TOKEN = "0123456789abcdef0123"
-SIZE = {"width": 1360, "height": 820}
+SIZE = {"width": 1240, "height": 760}
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -35,8 +36,6 @@ FLAGS = [
 
 @contextlib.contextmanager
 def browser(executable=None):
-    from playwright.sync_api import sync_playwright
-
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs chromium (Debian package chromium)")
@@ -146,7 +145,7 @@ def test_three_real_hosts(make_lab, tmp_path):
 
 
 def test_two_hundred_and_a_thousand_simulated_hosts(tmp_path):
-    simulated = Simulated(generated(200))
+    simulated = Simulated(generated(200, links_each=3))
     with browser() as chromium:
         with Serving(simulated) as serving:
             with opened(chromium, serving.url) as page:
@@ -164,7 +163,7 @@ def test_two_hundred_and_a_thousand_simulated_hosts(tmp_path):
                 page.fill("#search", "")
                 shoot(page, "200-hosts-dark")
         (tmp_path / "token").write_text(TOKEN)
-        shown = Simulated(generated(1000, links_each=30))
+        shown = Simulated(generated(1000, links_each=4, every=1.0))
         with Serving(shown, Token(str(tmp_path / "token"), "--page-token-file")) as serving:
             with opened(chromium, serving.url) as page:
                 for word, done in (("wrong-token-that-is-long", False), (TOKEN, True)):

@@ -14,7 +14,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from wincey.agent.doctor.bundle import write_bundle
+from wincey.agent.doctor.bundle import config_secrets, write_bundle
 from wincey.agent.doctor.checks import diagnose
 from wincey.agent.doctor.facts import Daemon, Facts
 from wincey.agent.doctor.finding import Finding, exit_code
@@ -113,10 +113,10 @@ def _bundle(path: str, facts: Facts, document: bytes, options: DaemonOptions | N
     }
     if facts.daemon.status:
         texts["status.json"] = msgspec.json.format(msgspec.json.encode(facts.daemon.status)).decode()
-    if store.config:
-        texts["config.txt"] = repr(store.config)
+    if store.raw:
+        texts["config.json"] = store.raw.decode(errors="replace")
     try:
-        write_bundle(path, texts, [options.store.password] if options else [])
+        write_bundle(path, texts, [*config_secrets(store.raw), *([options.store.password] if options else [])])
     except FileExistsError:
         raise UsageError(f"{path} is there already: name a file that is not") from None
     except OSError as error:

@@ -171,7 +171,9 @@ class Gatherer:
             except WinceyError as error:
                 notes.append(f"who there is can't be read now: {error}")
             await self._look(watched)
-            made = draw(self._known, self._looks, source=self._leases.source, every=self._every, notes=notes)
+            made = draw(
+                self._known, self._looks, source=self._leases.source, every=self._every, notes=notes, watched=watched
+            )
             self._latest = (self._clock(), watched, made)
             return made
 

@@ -6,6 +6,7 @@ is the way between two hosts, told by either end or by both; its state is the wo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -24,6 +25,10 @@ State = Literal["ok", "warn", "bad", "lease"]
 
 FULL_MESH = 60
 """Up to so many hosts every link is told; of more only those that were asked about by --probe, or are in trouble."""
+
+
+MOST_LINKS = 4000
+"""No picture has more links: those in trouble come first, then the watched host's, then some of the others."""
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -114,7 +119,10 @@ class LinkPicture(msgspec.Struct, frozen=True):
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """All of it. every: seconds between two looks. source: where it comes from, for people. notes: what is missing, and why."""
+    """All of it. every: seconds between two looks. source: where it comes from, for people. notes: what is missing, and why.
+
+    untold: how many links without trouble are left out, see MOST_LINKS.
+    """
 
     network: str
     networks: list[str]
@@ -123,10 +131,22 @@ class Picture(msgspec.Struct, frozen=True):
     notes: list[str]
     hosts: list[HostPicture]
     links: list[LinkPicture]
+    untold: int = 0
 
 
-def draw(known: Sequence[Known], looks: Mapping[str, Look], *, source: str, every: float, notes: list[str]) -> Picture:
-    """The picture of all hosts; looks: by the hosts' ids."""
+def draw(
+    known: Sequence[Known],
+    looks: Mapping[str, Look],
+    *,
+    source: str,
+    every: float,
+    notes: list[str],
+    watched: str = "",
+) -> Picture:
+    """The picture of all hosts; looks: by the hosts' ids. watched: the host whose links are told before others."""
+    links = _links(known, looks)
+    told = sorted(links, key=lambda link: (link.state == "ok", watched not in {link.a, link.b}))[:MOST_LINKS]
+    names = Counter(look.status.host for look in looks.values() if look.status)
     network = next((look.network for look in looks.values() if look.network), None)
     return Picture(
         network=network.name if network else "",
@@ -134,8 +154,9 @@ def draw(known: Sequence[Known], looks: Mapping[str, Look], *, source: str, ever
         source=source,
         every=every,
         notes=notes,
-        hosts=[_host(each, looks.get(each.id)) for each in known],
-        links=_links(known, looks),
+        hosts=[_host(each, looks.get(each.id), names) for each in known],
+        links=told,
+        untold=len(links) - len(told),
     )
 
 
@@ -155,11 +176,13 @@ def rates(
     return found
 
 
-def _host(known: Known, look: Look | None) -> HostPicture:
+def _host(known: Known, look: Look | None, names: Mapping[str, int]) -> HostPicture:
+    """names: how many hosts have each; one that several have names none of them."""
+    address = known.public[0] if known.public else known.id
     if look is None or look.status is None or look.network is None:
         return HostPicture(
             id=known.id,
-            name=known.public[0] if known.public else known.id,
+            name=address,
             public=known.public,
             subnets=known.subnets,
             backend=known.backend,
@@ -177,7 +200,7 @@ def _host(known: Known, look: Look | None) -> HostPicture:
     )
     return HostPicture(
         id=known.id,
-        name=look.status.host,
+        name=look.status.host if names[look.status.host] == 1 else address,
         public=known.public or (network.interface.public if network.interface else []),
         subnets=known.subnets,
         backend=network.backend or known.backend,

@@ -90,12 +90,12 @@ async def _ask(
     async with gate:
         outer, through = await asyncio.gather(_send(source, peer.public), _send(*inner) if inner else _nothing())
         found = msgspec.structs.replace(found, outer=outer, inner=through)
-        way = inner if inner and through and not through.silent else (source, peer.public)
+        path = inner if inner and through and not through.silent else (source, peer.public)
         if (inner and through and through.silent) or outer is None or (not inner and outer.silent):
             return found
         promised = network.mtu if inner else device.mtu
-        with contextlib.suppress(OSError), Echo(way[0]) as echo:
-            mtu = await path_mtu(echo, way[1], most=promised, timeout=0.4)
+        with contextlib.suppress(OSError), Echo(path[0]) as echo:
+            mtu = await path_mtu(echo, path[1], most=promised, timeout=0.4)
             return msgspec.structs.replace(found, mtu=mtu, promised=promised)
     return found
 

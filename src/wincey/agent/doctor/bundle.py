@@ -7,6 +7,7 @@ like one.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ _COMMANDS = {
 }
 
 _WORD = r"[\w.-]*(?:passw(?:or)?d|passwd|secret|token|psk|pre-?shared-?key|private-?key)[\w.-]*"
+_NAME = re.compile(_WORD, re.IGNORECASE)
 _PATTERNS = (
     (re.compile(r"-----BEGIN [^-]*PRIVATE KEY-----.*?(?:-----END [^-]*-----|\Z)", re.DOTALL), HIDDEN),
     (re.compile(rf"((?:\b|-){_WORD}[\"']?\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;]+)", re.IGNORECASE), rf"\g<1>{HIDDEN}"),
@@ -51,6 +53,28 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     return text
+
+
+def config_secrets(raw: bytes) -> list[str]:
+    """What a network config holds under names of secrets, however deep."""
+    try:
+        document = json.loads(raw or b"{}")
+    except ValueError:
+        return []
+    found: list[str] = []
+
+    def walk(value: object, secret: bool) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, secret or bool(_NAME.fullmatch(name)))
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner, secret)
+        elif secret and isinstance(value, str):
+            found.append(value)
+
+    walk(document, False)
+    return found
 
 
 def write_bundle(path: str, texts: Mapping[str, str], known: Iterable[str] = ()) -> None:

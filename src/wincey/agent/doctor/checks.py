@@ -79,6 +79,8 @@ def state(facts: Facts) -> Iterator[Finding]:
         for what, items in (("missing", network.missing), ("changed", network.changed)):
             for item in items:
                 name = "device" if " device " in item.partition(" (")[0] + " " else "state"
+                if item.startswith("packet filter rules"):
+                    name = "rules"  # they may be there, and another program's keep them from having effect
                 yield Finding(
                     "error",
                     name,

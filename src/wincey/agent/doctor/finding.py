@@ -22,6 +22,7 @@ CAUSES = (
     "state",
     "forwarding",
     "firewall",
+    "rules",
     "route",
     "underlay",
     "peer",

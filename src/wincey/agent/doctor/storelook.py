@@ -59,11 +59,12 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class StoreLook(msgspec.Struct):
-    """What was read. left: seconds by store key. own: this host's lease. trouble: why this host could not join."""
+    """What was read. raw: the config's bytes. left: seconds by store key. own: this host's lease. trouble: why this host could not join."""
 
     facts: Store = Store()
     leases: dict[str, Lease] = {}
     left: dict[str, float | None] = {}
+    raw: bytes = b""
     config: NetworkConfig | None = None
     host: HostFacts | None = None
     prepared: Prepared | None = None
@@ -104,7 +105,7 @@ async def _open(options: DaemonOptions) -> LeaseStore:
 
 async def _read(options: DaemonOptions, registry: LeaseStore, name: str) -> StoreLook:
     snapshot = await registry.snapshot()
-    found = StoreLook(leases=snapshot.leases)
+    found = StoreLook(leases=snapshot.leases, raw=snapshot.config or b"")
     config_trouble = ""
     try:
         if snapshot.config is None:

@@ -76,11 +76,12 @@ export class NetworkMap {
     }
     const { x, y } = this.places.get(host.id);
     const flow = traffic(host);
+    const outward = y < -1 ? -1 : 1; // containers and words stand away from the links
     const busy = flow ? Math.min(1, Math.log10(1 + flow.send + flow.receive) / 9) : 0;
     const radius = this.dense ? 7 + 4 * busy : 22;
     const chosen = this.selection?.kind === "host" && this.selection.id === host.id;
     const named = this.dense && (host.state === "bad" || this.matching?.size <= 12) && (!this.matching || this.matching.has(host.id));
-    const key = JSON.stringify([host.state, host.name, host.containers.length, radius, this.dense, flow && [rate(flow.send), rate(flow.receive)]]);
+    const key = JSON.stringify([host.state, host.name, host.containers.length, radius, this.dense, outward, flow && [rate(flow.send), rate(flow.receive)]]);
     node.setAttribute("transform", `translate(${x} ${y})`);
     node.setAttribute("tabindex", host.id === this.focused ? "0" : "-1");
     node.setAttribute("aria-pressed", chosen);
@@ -95,33 +96,35 @@ export class NetworkMap {
       node.append(shape("circle", { class: "core", r: 7 + 8 * busy }));
       const shown = Math.min(PODS, host.containers.length);
       for (let index = 0; index < shown; index++) {
-        const angle = -Math.PI / 2 + (index - (shown - 1) / 2) * 0.36;
-        node.append(shape("circle", { class: "pod", r: 4, cx: (radius + 11) * Math.cos(angle), cy: (radius + 11) * Math.sin(angle) }));
+        const angle = outward * Math.PI / 2 + (index - (shown - 1) / 2) * 0.36;
+        node.append(shape("circle", { class: "pod", r: 4, cx: (radius + 14) * Math.cos(angle), cy: (radius + 14) * Math.sin(angle) }));
       }
     }
-    const label = shape("text", { y: radius + (this.dense ? 16 : 20) });
+    const line = (number) => outward * (radius + (host.containers.length ? 35 : 22) + number * 16) + 4;
+    const lines = [host.name, host.subnets[0], ...(flow ? [`↓ ${rate(flow.receive)}  ↑ ${rate(flow.send)}`] : [])];
+    if (!this.dense && outward < 0) lines.reverse();
+    const label = shape("text", { y: this.dense ? radius + 16 : line(lines.indexOf(host.name)) });
     label.textContent = host.name;
     node.append(label);
-    if (!this.dense) {
-      const under = shape("text", { class: "under", y: radius + 36 });
-      under.textContent = host.subnets[0];
+    if (this.dense) return;
+    lines.forEach((words, number) => {
+      if (words === host.name) return;
+      const under = shape("text", { class: "under", y: line(number) });
+      under.textContent = words;
       node.append(under);
-      if (flow) {
-        const figures = shape("text", { class: "under", y: radius + 51 });
-        figures.textContent = `↓ ${rate(flow.receive)}  ↑ ${rate(flow.send)}`;
-        node.append(figures);
-      }
-    }
+    });
   }
 
   transform() {
     const { clientWidth: width, clientHeight: height } = this.svg;
     if (this.view) return this.view;
-    let right = 60, bottom = 60;
-    for (const { x, y } of this.places.values()) (right = Math.max(right, Math.abs(x)), bottom = Math.max(bottom, Math.abs(y)));
-    const margin = this.dense ? 40 : 100;
-    const scale = Math.min(1.5, width / 2 / (right + margin), height / 2 / (bottom + margin));
-    return { scale, x: width / 2, y: height / 2 - (this.dense ? 0 : 8) };
+    let left = 0, right = 0, top = 0, bottom = 0;
+    for (const { x, y } of this.places.values()) {
+      (left = Math.min(left, x), right = Math.max(right, x), top = Math.min(top, y), bottom = Math.max(bottom, y));
+    }
+    const margin = this.dense ? 36 : 105;
+    const scale = Math.min(1.5, width / (right - left + 2 * margin), (height - 48) / (bottom - top + 2 * margin));
+    return { scale, x: width / 2 - (scale * (left + right)) / 2, y: (height - 28) / 2 - (scale * (top + bottom)) / 2 };
   }
 
   draw() {
@@ -139,7 +142,7 @@ export class NetworkMap {
     pen.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
     const host = this.selection?.kind === "host" ? this.selection.id : null;
     const near = this.hovered ?? host;
-    const faint = this.dense ? Math.max(0.05, Math.min(0.5, 160 / (this.picture.links.length + 1))) : 0.75;
+    const faint = this.dense ? Math.max(0.05, Math.min(0.5, 110 / (this.picture.links.length + 1))) : 0.75;
     this.drawn = [];
     const tint = { ok: colour("wire"), warn: colour("warn"), bad: colour("bad"), lease: colour("lease"), accent: colour("accent") };
     const waiting = [];
@@ -179,6 +182,7 @@ export class NetworkMap {
     const words = link.state === "bad" && rtt === null ? "no answer" : rtt === null ? "" : milliseconds(rtt) + (loss > 0 ? `  ${percent(loss)} lost` : "");
     if (!words) return;
     const x = (a.x + 2 * bend.x + b.x) / 4, y = (a.y + 2 * bend.y + b.y) / 4;
+    pen.globalAlpha = pen.globalAlpha < 0.1 ? pen.globalAlpha : 1;
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif";
     pen.setLineDash([]);
     const half = pen.measureText(words).width / 2 + 8;

@@ -93,7 +93,7 @@ function summary(picture) {
   const count = (kind) => picture.hosts.filter((host) => host.state === kind).length;
   const flows = picture.hosts.map(traffic).filter(Boolean);
   const faults = picture.links.filter((link) => link.state !== "ok").length;
-  const parts = [[picture.hosts.length, "hosts"], [picture.links.length, "links"]];
+  const parts = [[picture.hosts.length, "hosts"], [picture.links.length + picture.untold, picture.untold ? `links, ${picture.links.length} of them shown` : "links"]];
   if (faults) parts.push([faults, "links with faults"]);
   const containers = picture.hosts.reduce((sum, host) => sum + host.containers.length, 0);
   if (containers) parts.push([containers, "containers"]);
