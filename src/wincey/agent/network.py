@@ -237,14 +237,18 @@ class Network:
         failures = 0
         while True:
             try:
-                return await call()
+                answer = await call()
             except StoreError as error:
                 failures += 1
+                self.outage = str(error)
                 level = logging.ERROR if failures in {1, 10} or failures % 60 == 0 else logging.DEBUG
                 log.log(level, "%s (attempt %d; trying on)", error, failures)
                 if self._lease is None:
                     self._on_ready(str(error))
                 await asyncio.sleep(min(5.0, retry_in(failures, self._rng)))
+            else:
+                self.outage = None
+                return answer
 
     async def _prepare(self) -> tuple[Prepared, Snapshot]:
         """Wait for a config that works; one that doesn't is passed over where an earlier one is in force."""

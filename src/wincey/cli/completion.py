@@ -12,14 +12,14 @@ _VARIABLE = "_WINCEY_COMPLETE"  # click's own name for it: the script calls `win
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print what SHELL has to read to complete commands and options.
+    """Print what SHELL has to read to complete commands and options.
 
     \b
     Examples:
       wincey completion bash > /etc/bash_completion.d/wincey
       wincey completion zsh > /usr/local/share/zsh/site-functions/_wincey
       wincey completion fish > ~/.config/fish/completions/wincey.fish
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     kind = get_completion_class(shell)
     assert kind
     click.echo(kind(context.find_root().command, {}, "wincey", _VARIABLE).source())

@@ -47,7 +47,7 @@ class _Report(msgspec.Struct, frozen=True):
 @click.option("--bundle", metavar="FILE", help="Also write an archive (tar.gz) for a bug report, without secrets.")
 @click.argument("peers", nargs=-1, metavar="[PEER]...")
 def doctor(socket: str | None, daemon_flags: str, as_json: bool, bundle: str | None, peers: tuple[str, ...]) -> None:
-    r"""What is wrong with the network on this host, the cause first, with evidence and remedy.
+    """What is wrong with the network on this host, the cause first, with evidence and remedy.
 
     It asks the daemon, the store, the kernel and the packet filters, and sends a few packets to the peers: to those named (by
     name, address or subnet), else to up to 32. It needs root, and no running daemon. It changes nothing. Exits with 0 when
@@ -58,7 +58,7 @@ def doctor(socket: str | None, daemon_flags: str, as_json: bool, bundle: str | N
       wincey doctor
       wincey doctor 192.0.2.7
       wincey doctor --bundle report.tar.gz
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     if os.geteuid() != 0:
         raise WinceyError("doctor needs root: it reads packet filters and sends echo requests; use sudo")
     path = os.path.abspath(socket or next((usual for usual in USUAL if Path(usual).exists()), USUAL[0]))

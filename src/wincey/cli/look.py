@@ -24,7 +24,7 @@ _SHOWN = 5
     "-o", "--output", type=click.Choice(["short", "wide"]), default="short", help="wide: nothing is left out."
 )
 def status(socket: str | None, as_json: bool, output: str) -> None:
-    r"""How this host is: its networks, lease, store, peers, and what had to be repaired.
+    """How this host is: its networks, lease, store, peers, and what had to be repaired.
 
     Exits with 0 when all is well, with 1 when something is not.
 
@@ -33,7 +33,7 @@ def status(socket: str | None, as_json: bool, output: str) -> None:
       wincey status
       wincey status --json | jq '.networks[].lease'
       wincey lab exec h1 -- wincey status
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     report, body = ask(socket, "status", StatusReport)
     if as_json:
         print_json(body)
@@ -142,7 +142,7 @@ def _some(items: list[Item], *, wide: bool) -> list[Item]:
     "-o", "--output", type=click.Choice(["short", "wide"]), default="short", help="wide: all objects of each."
 )
 def peers(socket: str | None, as_json: bool, network: str | None, output: str) -> None:
-    r"""The other hosts, as this one sees them: subnets, addresses, backend, and what is wrong with each.
+    """The other hosts, as this one sees them: subnets, addresses, backend, and what is wrong with each.
 
     Exits with 0 when nothing is wrong with any, with 1 otherwise.
 
@@ -150,7 +150,7 @@ def peers(socket: str | None, as_json: bool, network: str | None, output: str) -
     Examples:
       wincey peers
       wincey peers -o wide      with the routes, neighbors and other objects that exist here for each
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     reports, body = ask(socket, "peers", list[PeersReport], network=network)
     if as_json:
         print_json(body)
@@ -195,7 +195,7 @@ def _asked(probe: ProbeReport | None) -> tuple[str, str, str]:
 @looking_options
 @network_option
 def diff(socket: str | None, as_json: bool, network: str | None) -> None:
-    r"""What should exist on this host against what does, read now. Nothing is changed.
+    """What should exist on this host against what does, read now. Nothing is changed.
 
     The daemon repairs what it finds by itself, within a moment of most changes and within a minute of any. Exits with 0 when
     there is no difference, with 1 when there is one.
@@ -203,7 +203,7 @@ def diff(socket: str | None, as_json: bool, network: str | None) -> None:
     \b
     Example:
       wincey diff
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     reports, body = ask(socket, "diff", list[DifferenceReport], network=network)
     if as_json:
         print_json(body)
@@ -238,14 +238,14 @@ def _print_difference(report: DifferenceReport, *, several: bool) -> None:
 @network_option
 @click.argument("address")
 def explain(socket: str | None, as_json: bool, network: str | None, address: str) -> None:
-    r"""The way of a packet from this host to ADDRESS, hop by hop, and where it breaks.
+    """The way of a packet from this host to ADDRESS, hop by hop, and where it breaks.
 
     It asks the kernel and the store, and sends nothing. Exits with 0 when no step is wrong, with 1 otherwise.
 
     \b
     Example:
       wincey explain 10.5.9.2
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     reports, body = ask(socket, "explain", list[ExplainReport], network=network, address=address)
     if as_json:
         print_json(body)

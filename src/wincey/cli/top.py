@@ -51,7 +51,7 @@ def rates(before: Counted, now: Counted, seconds: float) -> Rates:
 )
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many looks; otherwise it ends with Ctrl-C.")
 def top(socket: str | None, as_json: bool, network: str | None, interval: float, count: int | None) -> None:
-    r"""Live traffic of each peer: bytes, packets, and with flanneld --probe the round trip and the loss.
+    """Live traffic of each peer: bytes, packets, and with flanneld --probe the round trip and the loss.
 
     The packet filter counts for as long as this runs, in a table that goes when it ends; nothing is counted otherwise. It needs
     root. Errors and drops are those of our devices.
@@ -60,7 +60,7 @@ def top(socket: str | None, as_json: bool, network: str | None, interval: float,
     Examples:
       wincey top
       wincey top -n 1 --json
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     reports, _ = ask(socket, "peers", list[PeersReport], network=network)
     subnets = [Subnet.parse(text) for report in reports for peer in report.peers for text in peer.subnets]
     if not subnets:

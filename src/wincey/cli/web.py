@@ -78,7 +78,7 @@ def web(
     network: str | None,
     **store: Any,
 ) -> None:
-    r"""Show the network in a browser: its hosts, who reaches whom and how well, and the containers behind them.
+    """Show the network in a browser: its hosts, who reaches whom and how well, and the containers behind them.
 
     Who there is comes from this host's daemon, or with --store from the store. With --token-file each host is asked by
     its own --api-listen; without it only this host's view is shown.
@@ -88,7 +88,7 @@ def web(
       wincey web
       wincey web --token-file /etc/wincey/api.token --cafile /etc/wincey/ca.crt
       wincey web --store http://10.0.0.1:2379 --token-file api.token --cafile ca.crt
-    """
+    """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     if not page_token_file and not is_loopback(listen.host):
         raise UsageError(
             f"--listen={listen.host}:{listen.port} needs --page-token-file: whoever reaches it would see the whole network"
