@@ -114,6 +114,7 @@ class Place:
     @contextmanager
     def unrenewed(self):
         name = lease_key(self.h2)
+        wait_until(lambda: not faults(doctor(self.h1)[1]))  # h2 knows h1 again, whose lease was gone
         with asleep(self.h2), key(self.lab, name, None, ttl=600.0):
             yield
 
@@ -344,6 +345,7 @@ def test_a_healthy_lab_has_no_fault(make_lab, backend):
         with sleeping(h1, f"ip route del {route}"):
             code, found = doctor(h1)
             assert (code, found[0]["name"], f"missing: route {route}" in found[0]["evidence"]) == (2, "state", True)
+    wait_until(lambda: h1.exec([WINCEY, "diff"]).returncode == 0)
     h1.stop_daemon()
     flags = " ".join(each for each in h1.argv() if each.startswith("--"))
     code, found = doctor(h1, "--daemon-flags", flags)

@@ -172,6 +172,6 @@ async def test_who_gets_the_page_and_who_the_picture(tmp_path):
     with Serving(Simulated(generated(3))) as serving:
         assert (await get(serving.url, "/v1/picture")).status == 200
         # Another site's name that leads to loopback.
-        assert (await get(serving.url, "/v1/picture", host="example.org:8470")).status == 421
+        assert (await get(serving.url, "/v1/picture", host="rebinding.example:8470")).status == 421
         assert (await get(serving.url, "/v1/nonsense")).status == 404
         assert (await get(serving.url, "/../pyproject.toml")).status == 404

@@ -6,7 +6,6 @@ again when it changed, so that a token can be replaced at any time.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import logging
 import os
@@ -47,6 +46,8 @@ class Token:
 
     def shown_by(self, headers: Mapping[str, str]) -> bool:
         """Whether a request's headers hold it. How long that takes tells nothing about it."""
+        import hmac  # noqa: PLC0415  # a daemon that nobody asks does without it
+
         self._refresh()
         given = headers.get("authorization", "")
         if given[: len(_BEARER)].lower() != _BEARER:
