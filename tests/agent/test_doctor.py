@@ -80,7 +80,6 @@ def test_the_worst_first_and_causes_before_consequences():
         (with_peer(inner=Answered(3, 1)), "peer", "1 of 3"),
         (with_peer(refusal="no route to host"), "underlay", "no route to host"),
         (with_peer(way_mtu=1400), "mtu", "has MTU 1400"),
-        (msgspec.structs.replace(FACTS, store=Store(asked=True, name="etcd", skew=90.0)), "clock", "90 s"),
         (msgspec.structs.replace(FACTS, store=Store(asked=True, name="etcd", took=3.0)), "store", "3.0 s"),
         (
             msgspec.structs.replace(FACTS, counters={"total.Udp.InCsumErrors": 500, "total.Udp.InDatagrams": 1000}),

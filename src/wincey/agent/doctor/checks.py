@@ -242,10 +242,6 @@ def store(facts: Facts) -> Iterator[Finding]:
         )
     elif facts.store.took > _SLOW:
         yield Finding("warning", "store", f"{facts.store.name} took {facts.store.took:.1f} s to tell the leases")
-    if facts.store.skew is not None and abs(facts.store.skew) > _SKEW:
-        yield Finding(
-            "warning", "clock", f"this host's clock differs from the store's by {facts.store.skew:.0f} s", "use NTP"
-        )
     bad = dict.fromkeys((*facts.store.bad_keys, *(each for network in facts.networks for each in network.bad_keys)))
     for each in bad:
         yield Finding(

@@ -33,7 +33,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     and its MTU; refusal: why there is none. inner, outer: echo requests through the network and from host to host, None
     where none was sent. mtu: the largest packet that gets there whole, 0 where that was not tried; promised: how large it may
     be. seen_from: the addresses its encapsulated packets came from. macs: who answers to its address on the wire.
-    expected, taken: the device and gateway that packets to its containers should take and do take.
+    taken: the ways that packets to its containers take, where these are not ours.
     """
 
     subnets: Sequence[Subnet]
@@ -102,8 +102,8 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
 class Store(msgspec.Struct, frozen=True, kw_only=True):
     """The store as doctor itself found it. asked: False where nobody says which one. took: seconds for all leases.
 
-    config_trouble: what is wrong with the network config. shared: leases of one public address, or that overlap, two and
-    two. skew: seconds that its clock is ahead of ours, None where it tells no time.
+    config_trouble: what is wrong with the network config. same_host: public addresses with several leases. overlapping:
+    leases that overlap, two and two. stranger: another host that claims our public address.
     """
 
     asked: bool = False
@@ -115,14 +115,13 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     overlapping: Sequence[str] = ()
     stranger: str = ""
     bad_keys: Sequence[str] = ()
-    skew: float | None = None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. sysctls: by path below /proc/sys. routes: of the main table that are not ours: subnet and device.
 
     chains: those of the packet filters on hooks, by program. counters: how much counters of the kernel grew while doctor
-    looked, and under `total.` what they are. modules: features of the kernel that backends need: whether they are there.
+    looked, and under `total.` what they are. features: what backends need of the kernel, and whether it is there.
     """
 
     host: str = ""
