@@ -8,7 +8,10 @@ import json
 import os
 import signal
 import sys
+import tarfile
 from contextlib import contextmanager
+
+import pytest
 
 from support.interop import sh
 from support.keys import delete, get, lease_key, put, wait_until
