@@ -24,7 +24,7 @@ CONTRACT = {
 }  # fmt: skip
 OURS = {
     "store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "cloud-routes", "api-socket",
-    "api-group", "api-listen", "api-certfile", "api-keyfile", "api-token-file", "metrics-listen", "probe", "probe-interval",
+    "api-group", "api-listen", "api-certfile", "api-keyfile", "api-token-file", "metrics-listen", "probe", "probe-interval", "metrics-peers",
 }  # fmt: skip
 
 

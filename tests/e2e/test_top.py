@@ -50,3 +50,28 @@ def test_without_peers_or_rights_it_says_so(make_lab):
     lab = make_lab("vxlan", hosts=1)
     done = lab.hosts[0].exec([WINCEY, "top"])
     assert (done.returncode, done.stderr) == (2, "wincey: no other host has a lease: there is nothing to look at\n")
+
+
+def test_metrics_tell_the_busiest_peers(make_lab):
+    lab = make_lab("vxlan", hosts=3, options=("--metrics-peers=1", "--metrics-listen=127.0.0.1:9470"))
+    host, source, target = lab.hosts[0], lab.containers[0], lab.containers[1]
+    assert lab.ping(patience=10).unreachable == []
+    subnet = str(lab.hosts[1].gateways[0].network)
+
+    def series():
+        text = sh(host, "curl -s http://127.0.0.1:9470/metrics")
+        return [line for line in text.splitlines() if line.startswith("wincey_peer_transmit_bytes_total")]
+
+    wait_until(lambda: "wincey-top" in sh(host, "nft list tables"))
+    sent = source.exec(["ping", "-q", "-i", "0.01", "-s", "972", "-c", "100", target.address(4)])
+    assert " 0% packet loss" in sent.stdout
+    wait_until(
+        lambda: (
+            [line.rpartition(" ")[0] for line in series()]
+            == [f'wincey_peer_transmit_bytes_total{{network="",peer="{subnet}"}}']
+        )
+    )
+    wait_until(lambda: int(series()[0].rpartition(" ")[2]) >= 100_000)
+    lab.hosts[2].stop_daemon()
+    host.kill_daemon()
+    wait_until(lambda: "wincey-top" not in sh(host, "nft list tables"))

@@ -16,6 +16,7 @@ from wincey.model.report import (
     FailureReport,
     LeaseReport,
     NetworkReport,
+    PeerTrafficReport,
     ProbesReport,
     ReconcileReport,
     RequestsReport,
@@ -57,6 +58,7 @@ NETWORK = NetworkReport(
     store=StoreReport(name="etcd", trouble="gone", requests=[REQUESTS]),
     subnet_file="/x",
     peers=7,
+    peer_traffic=[PeerTrafficReport(subnet="10.5.7.0/24", packets_to=1, bytes_to=2, packets_from=3, bytes_from=4)],
     probe=ProbesReport(asked=6, well=5, loss=0.25, rtt=0.0015),
     bad_keys=[BadKeyReport(key="k", reason="r")],
     reconcile=ReconcileReport(
@@ -98,6 +100,7 @@ def test_they_say_what_the_status_says():
         f"wincey_peers{{{name}}} 7",
         f"wincey_probe_peers_well{{{name}}} 5",
         f"wincey_probe_rtt_seconds{{{name}}} 0.0015",
+        f'wincey_peer_receive_bytes_total{{{name},peer="10.5.7.0/24"}} 4',
         f"wincey_objects_failed{{{name}}} 1",
         f"wincey_drift_repaired_total{{{name}}} 3",
         f'wincey_store_request_duration_seconds_bucket{{{name},operation="snapshot",le="2.5"}} 3',

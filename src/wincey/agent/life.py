@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from wincey.agent.preparation import no_config
 from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
-from wincey.agent.view import NetworkView, Views, WaitingView
+from wincey.agent.view import NetworkView, Views, WaitingView, peer_subnets
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
 from wincey.kernel.sysctl import SysctlDriver
@@ -63,6 +63,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     several: None for one network, which is the one at `prefix`. api_socket: the local API's, "" for none. api_group: the group
     that may use it, "" for root alone. api_listen: where it listens besides. metrics_listen: address and port, 0 for none.
     probe: seconds between two rounds of asking the peers, 0 for never.
+    metrics_peers: of how many peers the traffic is told, 0 for none, which costs nothing.
     """
 
     store: StoreOptions
@@ -77,6 +78,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     api_listen: ApiListen | None = None
     metrics_listen: tuple[str, int] = ("", 0)
     probe: float = 0.0
+    metrics_peers: int = 0
     several: Several | None = None
 
 
@@ -138,9 +140,8 @@ async def live(
         links.watch_hosts(lambda why: network.host_changed())
         if seat:
             seat.listen(network.company_changed)
-        tasks = [asyncio.create_task(network.run()), asyncio.create_task(reconciler.run())]
-        if prober:
-            tasks.append(asyncio.create_task(prober.run()))
+        beside = _beside(options, view, reconciler, prober)
+        tasks = [asyncio.create_task(work) for work in (network.run(), reconciler.run(), *beside)]
         await asyncio.gather(*tasks)
     except WinceyError as error:
         state.tell(str(error))
@@ -155,6 +156,20 @@ async def live(
         await reconciler.close()
         if registry:
             await registry.close()
+
+
+def _beside(
+    options: DaemonOptions, view: NetworkView, reconciler: Reconciler, prober: Prober | None
+) -> list[Coroutine[None, None, None]]:
+    """What runs beside the network's life for those who look at it."""
+    works = [prober.run()] if prober else []
+    if options.metrics_peers:
+        from wincey.agent.peertraffic import PeerTraffic  # noqa: PLC0415  # only where it is asked for
+
+        traffic = PeerTraffic(lambda: peer_subnets(reconciler.desired.owners))
+        view.busiest = lambda: traffic.busiest(options.metrics_peers)
+        works.append(traffic.run())
+    return works
 
 
 async def _open_registry(

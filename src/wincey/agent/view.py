@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from statistics import fmean, median
 from typing import Protocol
@@ -20,8 +21,9 @@ from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.kernel.containers import spoken_with
 from wincey.kernel.interfaces import read_interfaces, route_to
+from wincey.kernel.peercounters import Counted
 from wincey.kernel.statistics import device_traffic
-from wincey.model.address import Address, format_address, format_mac, parse_address
+from wincey.model.address import Address, Subnet, format_address, format_mac, parse_address
 from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
 from wincey.model.probe import Probed, Target, Window
@@ -37,6 +39,7 @@ from wincey.model.report import (
     NetworkReport,
     PeerReport,
     PeersReport,
+    PeerTrafficReport,
     ProbeReport,
     ProbesReport,
     ReconcileReport,
@@ -92,6 +95,7 @@ class WaitingView:
             store=StoreReport(name=self._store, trouble=self.reason, requests=[]),
             subnet_file=self._subnet_file,
             peers=0,
+            peer_traffic=[],
             probe=None,
             bad_keys=[],
             reconcile=ReconcileReport(
@@ -135,6 +139,8 @@ class NetworkView:
         self.reason: str | None = "starting"
         self._name, self._store, self._requests, self._prober = name, store, requests, prober
         self._network, self._reconciler = network, reconciler
+        self.busiest: Callable[[], Sequence[tuple[Subnet, Counted]]] = tuple
+        """The peers whose traffic is told (--metrics-peers), and what was counted."""
 
     def report(self) -> NetworkReport:
         """All of it at a glance."""
@@ -169,6 +175,10 @@ class NetworkView:
             store=StoreReport(name=self._store, trouble=network.outage, requests=_requests(self._requests)),
             subnet_file=network.subnet_file,
             peers=sum(owner != LOCAL for owner in desired.owners),
+            peer_traffic=[
+                PeerTrafficReport(subnet=str(subnet), **msgspec.structs.asdict(counted))
+                for subnet, counted in self.busiest()
+            ],
             probe=self._probes(),
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
             reconcile=self._reconcile(),
@@ -407,6 +417,13 @@ def _requests(requests: Mapping[str, Requests]) -> list[RequestsReport]:
         )
         for operation, each in sorted(requests.items())
     ]
+
+
+def peer_subnets(owners: Iterable[str]) -> Iterator[Subnet]:
+    """The subnets of the peers among the owners of the desired state."""
+    for key in owners:
+        with contextlib.suppress(BadLease):  # the host's own objects, or a key that is no lease's
+            yield from LeaseKey.parse(key.rpartition("/")[2]).subnets
 
 
 def _texts(*addresses: Address | None) -> list[str]:

@@ -131,6 +131,7 @@ def daemon_options(options: Options) -> DaemonOptions:
         api_listen=ApiListen(*options.api_listen, options.api_certfile, options.api_keyfile, options.api_token_file)
         if options.api_listen
         else None,
+        metrics_peers=options.metrics_peers,
         probe=float(options.probe_interval) if options.probe else 0.0,
         metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.

@@ -90,6 +90,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     api_keyfile: str
     api_token_file: str
     metrics_listen: tuple[str, int] | None
+    metrics_peers: int
     probe: bool
     probe_interval: int
     log_format: str
@@ -134,6 +135,10 @@ def _build(parsed: Parsed) -> Options:
     if values["iptables-resync"] < 1:
         raise BadOption(
             f"invalid --iptables-resync {values['iptables-resync']}: it must be at least 1 second; leave it out for 5"
+        )
+    if not 0 <= values["metrics-peers"] <= 1000:
+        raise BadOption(
+            f"invalid --metrics-peers {values['metrics-peers']}: it must be 0 to 1000; leave it out for none"
         )
     if not 1 <= values["probe-interval"] <= 3600:
         raise BadOption(
@@ -313,6 +318,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("api-token-file", "s", "", "file with the token that --api-listen asks for"),
     Flag("probe", "b", False, "ask each peer a few times a minute whether it answers, how soon, how large a packet gets there"),
     Flag("probe-interval", "i", 60, "seconds between two rounds of --probe: 1 to 3600"),
+    Flag("metrics-peers", "i", 0, "also tell the traffic of this many peers, the busiest; it costs each packet a look-up"),
     Flag("metrics-listen", "s", None, "serve /metrics for Prometheus on HOST:PORT; also on the healthz port", read=_listen_on(9470)),
     # Refused for now, see NOT_YET.
     Flag("kube-subnet-mgr", "b", False, "take leases from Kubernetes nodes", "0.7.0"),

@@ -1,4 +1,4 @@
-"""Packets and bytes to and from each peer's subnets, counted by the packet filter for as long as somebody looks.
+"""Packets and bytes to and from each peer's subnets, counted by the packet filter for as long as somebody wants them.
 
 The kernel keeps no counters by peer for most backends, and counting costs each packet a look-up in a set; so it is done only
 meanwhile. The rules live in a table that its maker owns: the kernel removes it when the maker ends, however that happens.
@@ -7,6 +7,7 @@ They only count. nftables 0.9.9 and Linux 5.12 or later (NFT_TABLE_F_OWNER).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from wincey.model.errors import KernelError
 _TABLE = "wincey-top"
 _HOOKS = ("input", "forward", "output")  # a packet passes one of them only
 _TIMEOUT = 10.0
+_numbers = itertools.count()
 
 
 class Counted(msgspec.Struct):
@@ -38,7 +40,7 @@ class PeerCounters:
 
     def __init__(self, subnets: Iterable[Subnet]) -> None:
         self._subnets = sorted(set(subnets))
-        self._name = f"{_TABLE}-{os.getpid()}"
+        self._name = f"{_TABLE}-{os.getpid()}-{next(_numbers)}"
         self._nft: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> PeerCounters:
@@ -71,7 +73,7 @@ class PeerCounters:
             self._nft.communicate()
             self._nft = None
 
-    def read(self) -> Mapping[Subnet, Counted]:
+    def read(self) -> dict[Subnet, Counted]:
         """What was counted so far, for each subnet."""
         counted = {subnet: Counted() for subnet in self._subnets}
         for family in sorted({_family(subnet) for subnet in self._subnets}):

@@ -99,6 +99,16 @@ class ReconcileReport(Report, frozen=True, kw_only=True):
     failures: list[FailureReport]
 
 
+class PeerTrafficReport(Report, frozen=True, kw_only=True):
+    """What went to and came from a peer's subnet since the daemon's start, or since the peer came."""
+
+    subnet: str
+    packets_to: int
+    bytes_to: int
+    packets_from: int
+    bytes_from: int
+
+
 class ProbesReport(Report, frozen=True, kw_only=True):
     """What asking the peers has shown: how many were asked, how many of these answer without fault. loss: the mean, 0 to 1.
     rtt: the median, in seconds."""
@@ -112,7 +122,8 @@ class ProbesReport(Report, frozen=True, kw_only=True):
 class NetworkReport(Report, frozen=True, kw_only=True):
     """One network on this host. name: "" where the daemon joins a single one.
 
-    trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. probe: None without --probe. Before the
+    trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. peer_traffic: of the
+    busiest peers, with --metrics-peers. probe: None without --probe. Before the
     config is known, backend is "" and mtu 0.
     """
 
@@ -129,6 +140,7 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     store: StoreReport
     subnet_file: str
     peers: int
+    peer_traffic: list[PeerTrafficReport]
     probe: ProbesReport | None
     bad_keys: list[BadKeyReport]
     reconcile: ReconcileReport

@@ -1,7 +1,8 @@
 """Metrics for Prometheus, in its text format 0.0.4: what StatusReport says, as numbers. Pure but for the process's own.
 
 Names follow Prometheus' conventions: base units, `_total` for what only grows, `_info` for what is text. Each series of one
-network carries its name, "" for the only one. How many series there are does not depend on how many peers there are.
+network carries its name, "" for the only one. How many series there are does not depend on how many peers there are: the
+traffic of peers is told of as many as --metrics-peers says, the busiest.
 """
 
 from __future__ import annotations
@@ -109,6 +110,15 @@ def _devices() -> Iterator[Metric]:
             yield Metric(name, "counter", text, _traffic(direction, unit))
 
 
+def _peers(field: str) -> Callable[[StatusReport, float], Samples]:
+    def samples(status: StatusReport, now: float) -> Samples:
+        for each in status.networks:
+            for peer in each.peer_traffic:
+                yield "", {"network": each.name, "peer": peer.subnet}, getattr(peer, field)
+
+    return samples
+
+
 def _process_memory(status: StatusReport, now: float) -> Samples:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     yield "", {}, pages * resource.getpagesize()
@@ -192,6 +202,22 @@ METRICS: tuple[Metric, ...] = (
     Metric("wincey_store_request_duration_seconds", "histogram", "How long requests to the store took.", _durations),
     Metric("wincey_store_request_failures_total", "counter", "Requests to the store that failed.", _store_failures),
     *_devices(),
+    Metric(
+        "wincey_peer_transmit_bytes_total",
+        "counter",
+        "Bytes to a peer's subnet, of the busiest peers (--metrics-peers).",
+        _peers("bytes_to"),
+    ),
+    Metric(
+        "wincey_peer_transmit_packets_total", "counter", "Packets to a peer's subnet, likewise.", _peers("packets_to")
+    ),
+    Metric("wincey_peer_receive_bytes_total", "counter", "Bytes from a peer's subnet, likewise.", _peers("bytes_from")),
+    Metric(
+        "wincey_peer_receive_packets_total",
+        "counter",
+        "Packets from a peer's subnet, likewise.",
+        _peers("packets_from"),
+    ),
     Metric("process_start_time_seconds", "gauge", "When the daemon started.", _start),
     Metric("process_cpu_seconds_total", "counter", "Processor time of the daemon.", _process_cpu),
     Metric("process_resident_memory_bytes", "gauge", "Resident memory of the daemon.", _process_memory),
