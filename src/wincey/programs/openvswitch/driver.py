@@ -221,5 +221,5 @@ def _unmade(database: Database, items: Sequence[OvsBridge | OvsTunnel], failures
         port = ports.get(item.name)
         if item.key not in failed and port and not port.number:
             hint = "; the kernel's module openvswitch may be missing: see Backend.Datapath" if item.makes else ""
-            found.append(Failure(item, f"ovs-vswitchd could not make it: {port.error or 'it does not say why'}{hint}"))
+            found.append(Failure(item, f"ovs-vswitchd could not make it: {port.error or 'its log says why'}{hint}"))
     return found
