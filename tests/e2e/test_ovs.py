@@ -149,6 +149,7 @@ def test_nothing_is_lost_and_what_others_change_comes_back(ovs_lab, tmp_path):
         wait_until(lambda: flows(h1) == before[1])
         assert lab.ping(patience=20).unreachable == []
 
+        assert "visitor" in vsctl(h1, "list-ports", BRIDGE)
         h3.stop_daemon()
         gone = [str(gateway.network) for gateway in h3.gateways]
         base = str(h3.gateways[0].network[0])

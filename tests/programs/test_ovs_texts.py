@@ -29,7 +29,7 @@ def test_values():
 
 PEER, OWN, OTHER = (parse_mac(f"02:00:00:00:00:0{digit}") for digit in "123")
 DUMP = """NXST_FLOW reply (xid=0x4):
- cookie=0x77696e636579, priority=200,in_port=LOCAL,dl_dst=02:00:00:00:00:01 actions=output:17
+ cookie=0x77696e636579, priority=200,in_port=LOCAL,dl_dst=02:00:00:00:00:01 actions=output:v0000010a630002
  cookie=0x77696e636579, priority=100,dl_dst=02:00:00:00:00:02 actions=LOCAL
  cookie=0x77696e636579, priority=200,in_port=LOCAL,dl_dst=02:00:00:00:00:03 actions={actions}
  cookie=0x77, priority=100,dl_dst=02:00:00:00:00:09 actions=LOCAL
@@ -37,21 +37,24 @@ DUMP = """NXST_FLOW reply (xid=0x4):
 """
 
 
-@pytest.mark.parametrize("actions", ["drop", "output:99", "NORMAL", "LOCAL"])
+@pytest.mark.parametrize("actions", ["drop", "output:99", "output:eth1", "NORMAL", "LOCAL"])
 def test_only_our_flows_are_read_and_what_they_do_counts(actions):
-    found = read("br", DUMP.format(actions=actions).splitlines(), {17: "vport"})
-    wanted = [OvsFlow("br", PEER, "vport"), OvsFlow("br", OWN, ""), OvsFlow("br", OTHER, "?")]
+    found = read("br", DUMP.format(actions=actions).splitlines())
+    wanted = [OvsFlow("br", PEER, "v0000010a630002"), OvsFlow("br", OWN, ""), OvsFlow("br", OTHER, "?")]
     assert found == {flow.key: flow for flow in wanted}
 
 
 def test_two_flows_for_one_address_are_not_as_wanted():
     line = " cookie=0x77696e636579, priority=100,dl_dst=02:00:00:00:00:01 actions=LOCAL"
-    found = read("br", [*DUMP.splitlines(), line], {17: "vport"})
-    assert found[OvsFlow("br", PEER, "vport").key].port == "?"
+    found = read("br", [*DUMP.splitlines(), line])
+    assert found[OvsFlow("br", PEER, "v0000010a630002").key].port == "?"
 
 
 def test_a_flow_takes_the_place_of_whatever_we_had_for_its_address():
-    *removed, added = to_put(OvsFlow("br", PEER, "vport"), {"vport": 17})
+    *removed, added = to_put(OvsFlow("br", PEER, "v0000010a630002"))
     assert removed == to_remove(OvsFlow("br", PEER, "?"))
     assert all("cookie=0x77696e636579/-1" in line for line in removed)
-    assert added == "add cookie=0x77696e636579,priority=200,in_port=LOCAL,dl_dst=02:00:00:00:00:01,actions=output:17"
+    assert (
+        added
+        == "add cookie=0x77696e636579,priority=200,in_port=LOCAL,dl_dst=02:00:00:00:00:01,actions=output:v0000010a630002"
+    )

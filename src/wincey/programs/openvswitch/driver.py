@@ -53,15 +53,15 @@ class OvsDriver:
             log.warning("%s", error)
             left = OvsDatabase(database_socket())
             return {left.key: left}
+        self._known = self._picture(database)
         found: dict[Key, Object] = dict(database.replica.objects())
         bridges = [item.name for item in found.values() if isinstance(item, OvsBridge)]
         for bridge in bridges:
             try:
-                found |= await self._flows(database, bridge)
+                found |= await self._flows(bridge)
             except ProgramFailed as error:
                 log.debug("flows of bridge %s: %s", bridge, error)
         await self._look_after(bridges)
-        self._known = self._picture(database)
         return found
 
     async def apply(self, changes: Changes) -> Sequence[Failure]:
@@ -135,10 +135,9 @@ class OvsDriver:
             if name not in self._liveness:
                 self._liveness[name] = Liveness(name, self._changed)
 
-    async def _flows(self, database: Database, bridge: str) -> Mapping[Key, OvsFlow]:
-        text = await must(OFCTL, "--no-stats", "--no-names", "dump-flows", f"unix:{management_socket(bridge)}")
-        names = {port.number: name for name, port in database.replica.ports().items() if port.bridge == bridge}
-        return flows.read(bridge, text.splitlines(), names)
+    async def _flows(self, bridge: str) -> Mapping[Key, OvsFlow]:
+        text = await must(OFCTL, "--no-stats", "--names", "dump-flows", f"unix:{management_socket(bridge)}")
+        return flows.read(bridge, text.splitlines())
 
     async def _apply(self, database: Database, changes: Changes) -> list[Failure]:
         replica, failures = database.replica, list[Failure]()
@@ -179,12 +178,16 @@ class OvsDriver:
     async def _change_flows(
         self, database: Database, bridge: str, put: Sequence[OvsFlow], delete: Sequence[OvsFlow]
     ) -> list[Failure]:
-        numbers = {name: port.number for name, port in database.replica.ports().items() if port.number}
-        failures = [Failure(item, f"port {item.port} is not there") for item in put if item.port not in (*numbers, "")]
+        if reason := edits.no_bridge(database.replica, bridge):
+            return [Failure(item, reason) for item in put]
+        ports = {name for name, port in database.replica.ports().items() if port.number and port.bridge == bridge}
+        failures = [
+            Failure(item, f"port {item.port} is not there") for item in put if item.port and item.port not in ports
+        ]
         lacking = {failure.object.key for failure in failures}
         put = [item for item in put if item.key not in lacking]
         lines = [line for item in delete for line in flows.to_remove(item)]
-        lines += [line for item in put for line in flows.to_put(item, numbers)]
+        lines += [line for item in put for line in flows.to_put(item)]
         if lines:
             try:
                 target = f"unix:{management_socket(bridge)}"
@@ -218,5 +221,5 @@ def _unmade(database: Database, items: Sequence[OvsBridge | OvsTunnel], failures
         port = ports.get(item.name)
         if item.key not in failed and port and not port.number:
             hint = "; the kernel's module openvswitch may be missing: see Backend.Datapath" if item.makes else ""
-            found.append(Failure(item, f"ovs-vswitchd could not make it: {port.error or 'it does not say why'}{hint}"))
+            found.append(Failure(item, f"ovs-vswitchd could not make it: {port.error or 'its log says why'}{hint}"))
     return found

@@ -34,9 +34,15 @@ def refusal(replica: Replica, item: OvsBridge | OvsTunnel) -> str:
     port = replica.ports().get(item.name)
     if port and not port.ours:
         return f"bridge {port.bridge} has a port of this name that Wincey did not make: remove it"
-    if replica.bridge(item.device) is None:
-        return f"bridge {item.device} is not there"
-    return ""
+    return no_bridge(replica, item.device)
+
+
+def no_bridge(replica: Replica, name: str) -> str:
+    """Why nothing can be put on a bridge, "" if it can."""
+    found = replica.bridge(name)
+    return (
+        "" if found and found[2] else f"bridge {name} is not there" if found is None else f"bridge {name} is not ours"
+    )
 
 
 def is_other(replica: Replica, tunnel: OvsTunnel) -> bool:

@@ -1,13 +1,13 @@
 """Our flows as ovs-ofctl writes and reads them. Pure.
 
 All carry our cookie, and none else of a bridge's flows is read or changed. What no flow matches is dropped, as the bridge is in
-fail mode `secure`.
+fail mode `secure`. Ports go by their names: a port that is made anew has another number, and that is known to ovs-vswitchd first.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from wincey.model.address import format_mac, parse_mac
 from wincey.model.ovs import OvsFlow
@@ -18,7 +18,7 @@ COOKIE = 0x77696E636579  # "wincey"
 _IN, _OUT = 100, 200  # priorities
 _FLOW = re.compile(
     r"priority=(?P<priority>\d+)(?P<local>,in_port=LOCAL)?,dl_dst=(?P<mac>[0-9a-f:]{17})"
-    r" actions=(?:output:(?P<port>\d+)|(?P<host>LOCAL)|.*)$"
+    r" actions=(?:output:(?P<port>[vgn][0-9a-f]{14})|(?P<host>LOCAL)|.*)$"
 )
 
 
@@ -27,17 +27,14 @@ def to_remove(flow: OvsFlow) -> list[str]:
     return [f"delete_strict cookie={COOKIE:#x}/-1,{match}" for match in (_inward(flow), _outward(flow))]
 
 
-def to_put(flow: OvsFlow, numbers: Mapping[str, int]) -> list[str]:
-    """Likewise, lines that put a flow in the place of whatever we have for this address, in either direction.
-
-    numbers: OpenFlow port numbers by name.
-    """
-    match, action = (_outward(flow), f"output:{numbers[flow.port]}") if flow.port else (_inward(flow), "LOCAL")
+def to_put(flow: OvsFlow) -> list[str]:
+    """Likewise, lines that put a flow in the place of whatever we have for this address, in either direction."""
+    match, action = (_outward(flow), f"output:{flow.port}") if flow.port else (_inward(flow), "LOCAL")
     return [*to_remove(flow), f"add cookie={COOKIE:#x},{match},actions={action}"]
 
 
-def read(bridge: str, dump: Iterable[str], names: Mapping[int, str]) -> dict[Key, OvsFlow]:
-    """Our flows in the output of `ovs-ofctl --no-stats dump-flows`.
+def read(bridge: str, dump: Iterable[str]) -> dict[Key, OvsFlow]:
+    """Our flows in the output of `ovs-ofctl --no-stats --names dump-flows`.
 
     One with other actions than ours, or a second one for an address, has the port "?".
     """
@@ -47,7 +44,7 @@ def read(bridge: str, dump: Iterable[str], names: Mapping[int, str]) -> dict[Key
             inward = match["priority"] == str(_IN) and not match["local"]
             port = "?"
             if match["port"] and not inward:
-                port = names.get(int(match["port"]), "?")
+                port = match["port"]
             elif match["host"] and inward:
                 port = ""
             flow = OvsFlow(bridge, parse_mac(match["mac"]), port)
