@@ -79,6 +79,16 @@ class OvsTunnel(Object, frozen=True, gc=False):
     def key(self) -> Key:
         return (self.tag, self.name)
 
+    @property
+    def wraps(self) -> str:
+        to = f" to UDP port {self.port}" if self.port else ""
+        number = "key" if self.encapsulation == "gre" else "VNI"
+        return f"in {self.encapsulation.upper()}, {number} {self.key_id}, from {format_address(self.local)}{to}"
+
+    @property
+    def outer(self) -> Address | None:
+        return self.remote
+
     def __str__(self) -> str:
         return f"{self.encapsulation} port {self.name} to {format_address(self.remote)} on bridge {self.device}"
 
