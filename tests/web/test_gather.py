@@ -14,11 +14,11 @@ from support.keys import wait_until
 from support.pictures import Serving, Simulated, generated
 from wincey.http.client import HttpClient
 from wincey.lab.namespace import call_in
-from wincey.model.report import PeerReport, ProbeReport, TrafficReport, WayReport
+from wincey.model.report import PeerReport, PeerTrafficReport, ProbeReport, TrafficReport, WayReport
 from wincey.model.socketpath import SOCKET_VARIABLE
 from wincey.observe.apilisten import Token
 from wincey.web.gather import Api, DaemonLeases, Gatherer
-from wincey.web.picture import FULL_MESH, MOST_LINKS, Known, Look, draw, rates
+from wincey.web.picture import FULL_MESH, MOST_LINKS, Known, Look, count_peers, draw, rates
 
 
 def counted(received, sent, device="flannel.1"):
@@ -34,6 +34,27 @@ def test_rates_are_of_the_time_between_two_looks():
     assert rates([], [counted(4000, 50)], 2.0) == {}
     assert rates([counted(9000, 50)], [counted(10, 60)], 2.0) == {}  # a new device of the same name
     assert rates([counted(1, 1)], [counted(2, 2)], 0.0) == {}
+
+
+def test_what_went_between_two_hosts_is_of_the_time_between_two_counts():
+    def looked(at, before, *figures):
+        look = Look("", at=at)
+        made = [
+            PeerTrafficReport(subnet="10.5.2.0/24", packets_to=0, bytes_to=to, packets_from=0, bytes_from=back)
+            for to, back in figures
+        ]
+        count_peers(look, before, made)
+        return look
+
+    first = looked(10.0, None, (100, 0))
+    assert first.peer_rates == {}
+    second = looked(15.0, first, (1100, 500))
+    assert second.peer_rates == {"10.5.2.0/24": (200.0, 100.0)}
+    same = looked(18.0, second, (1100, 500))  # not counted anew yet
+    assert same.peer_rates == second.peer_rates
+    assert looked(25.0, same, (2100, 500)).peer_rates == {"10.5.2.0/24": (100.0, 0.0)}
+    assert looked(25.0, same, (10, 5)).peer_rates == {}  # its daemon began anew
+    assert looked(25.0, same).peer_rates == {}
 
 
 def known(number):

@@ -89,6 +89,7 @@ def test_three_real_hosts(make_lab, tmp_path):
             f"--api-token-file={tmp_path / 'token'}",
             "--probe",
             "--probe-interval=1",
+            "--metrics-peers=10",
         ),
     )
     store = lab.node("store")
@@ -118,6 +119,11 @@ def test_three_real_hosts(make_lab, tmp_path):
             page.wait_for_function(
                 "() => fetch('v1/picture').then(a => a.json()).then(p => p.links.length == 3 &&"
                 " p.links.every(l => l.ways.length == 2 && l.ways.every(w => w.rtt > 0 && w.mtu == 1450)))",
+                polling=500,
+            )
+            # --probe's own packets are traffic as well.
+            page.wait_for_function(
+                "() => fetch('v1/picture').then(a => a.json()).then(p => p.links.every(l => l.ways.some(w => w.send > 0)))",
                 polling=500,
             )
             source, target = lab.hosts[0], lab.containers[2]

@@ -16,8 +16,8 @@ from wincey.model.errors import KernelError
 
 log = logging.getLogger(__name__)
 
-EVERY = 15.0
-"""Seconds between two looks: as often as Prometheus mostly asks."""
+EVERY = 5.0
+"""Seconds between two looks, each of which is two runs of nft."""
 
 
 class PeerTraffic:

@@ -33,7 +33,7 @@ from wincey.model.report import (
 )
 from wincey.store.kv import KeyValueStore
 from wincey.store.registry import Registry
-from wincey.web.picture import FULL_MESH, Known, Look, Picture, draw, rates
+from wincey.web.picture import FULL_MESH, Known, Look, Picture, count_peers, draw, rates
 
 T = TypeVar("T")
 
@@ -237,6 +237,7 @@ class Gatherer:
             if before and before.network:
                 look.peers, look.containers = before.peers, before.containers
                 look.rates = rates(before.network.traffic, network.traffic, at - before.at)
+            count_peers(look, before, network.peer_traffic)
             look.repaired = self._lately(known.id, at, network.reconcile.repaired)
             if deep:
                 asked: tuple[Awaitable[Any], Awaitable[Any]] = (

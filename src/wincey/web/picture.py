@@ -16,6 +16,7 @@ from wincey.model.report import (
     ContainerReport,
     NetworkReport,
     PeerReport,
+    PeerTrafficReport,
     StatusReport,
     TrafficReport,
     WayReport,
@@ -44,7 +45,8 @@ class Look(msgspec.Struct):
     """What a host has told. trouble: why it did not, "" if it did. at: when, in seconds of a monotonic clock.
 
     peers, containers: of the latest deep look, which is older in large networks. rates: bytes a second by device, received
-    and sent. repaired: in the last minute.
+    and sent. repaired: in the last minute. counted, counted_at: what went to and came from each peer (--metrics-peers), as it
+    last changed, and when; peer_rates: bytes a second by the peer's subnet, to it and from it.
     """
 
     trouble: str
@@ -55,6 +57,9 @@ class Look(msgspec.Struct):
     containers: list[ContainerReport] = []
     rates: dict[str, tuple[float, float]] = {}
     repaired: int = 0
+    counted: list[PeerTrafficReport] = []
+    counted_at: float = 0.0
+    peer_rates: dict[str, tuple[float, float]] = {}
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -94,7 +99,8 @@ class HostPicture(msgspec.Struct, frozen=True):
 class WayPicture(msgspec.Struct, frozen=True):
     """From one end of a link to the other, as its beginning tells. rtt: seconds. loss: 0 to 1. None: not known.
 
-    through: whether packets were sent through the network, or only from host to host.
+    through: whether packets were sent through the network, or only from host to host. send, receive: bytes a second between the
+    two, as the beginning counts them with --metrics-peers.
     """
 
     start: str
@@ -106,6 +112,8 @@ class WayPicture(msgspec.Struct, frozen=True):
     through: bool
     objects: list[str]
     troubles: list[str]
+    send: float | None = None
+    receive: float | None = None
 
 
 class LinkPicture(msgspec.Struct, frozen=True):
@@ -176,6 +184,23 @@ def rates(
     return found
 
 
+def count_peers(look: Look, before: Look | None, counted: list[PeerTrafficReport]) -> None:
+    """Take in what a host has counted by peer. It counts now and then: between, the rates stay as they were."""
+    if before is None or not before.counted:
+        look.counted, look.counted_at = counted, look.at
+        return
+    if counted == before.counted:
+        look.counted, look.counted_at, look.peer_rates = before.counted, before.counted_at, before.peer_rates
+        return
+    look.counted, look.counted_at = counted, look.at
+    old, seconds = {each.subnet: each for each in before.counted}, look.at - before.counted_at
+    for each in counted:
+        first = old.get(each.subnet)
+        if first and seconds > 0 and each.bytes_to >= first.bytes_to and each.bytes_from >= first.bytes_from:
+            rate = ((each.bytes_to - first.bytes_to) / seconds, (each.bytes_from - first.bytes_from) / seconds)
+            look.peer_rates[each.subnet] = rate
+
+
 def _host(known: Known, look: Look | None, names: Mapping[str, int]) -> HostPicture:
     """names: how many hosts have each; one that several have names none of them."""
     address = known.public[0] if known.public else known.id
@@ -239,17 +264,18 @@ def _links(known: Sequence[Known], looks: Mapping[str, Look]) -> list[LinkPictur
         look = looks.get(start)
         for peer in look.peers if look else ():
             end = ",".join(peer.subnets)
-            if end in backends and end != start and (every or peer.probe or peer.troubles):
-                pairs.setdefault((min(start, end), max(start, end)), []).append(_way(start, end, peer))
+            if look and end in backends and end != start and (every or peer.probe or peer.troubles):
+                pairs.setdefault((min(start, end), max(start, end)), []).append(_way(start, end, peer, look))
     return [
         LinkPicture(a=a, b=b, state=_worst(ways), backend=backends[b] or backends[a], ways=ways)
         for (a, b), ways in pairs.items()
     ]
 
 
-def _way(start: str, end: str, peer: PeerReport) -> WayPicture:
+def _way(start: str, end: str, peer: PeerReport, look: Look) -> WayPicture:
     probe = peer.probe
     asked: WayReport | None = (probe.inner or probe.outer) if probe else None
+    counted = [rate for subnet in peer.subnets if (rate := look.peer_rates.get(subnet))]
     return WayPicture(
         start=start,
         end=end,
@@ -260,6 +286,8 @@ def _way(start: str, end: str, peer: PeerReport) -> WayPicture:
         through=bool(probe and probe.inner),
         objects=peer.objects,
         troubles=peer.troubles,
+        send=sum(rate[0] for rate in counted) if counted else None,
+        receive=sum(rate[1] for rate in counted) if counted else None,
     )
 
 

@@ -84,6 +84,7 @@ export class Detail {
         facts([
           ["Round trip", milliseconds(way.rtt)], ["Lost", percent(way.loss)],
           ["MTU", way.mtu ? `${way.mtu} of ${way.promised}` : "–"], ["By", link.backend],
+          ["Traffic", way.send === null ? "not counted: --metrics-peers counts" : `↑ ${rate(way.send)}  ↓ ${rate(way.receive)}`],
           ["Asked", way.rtt === null && way.loss === null ? "not yet: --probe asks" : way.through ? "through the network" : "from host to host"],
         ]),
         element("ul", { class: "mono soft" }, way.objects.map((each) => element("li", {}, each))),

@@ -178,8 +178,9 @@ export class NetworkMap {
   }
 
   figures(pen, link, a, b, bend, colour) {
-    const { rtt, loss } = linkFigures(link);
-    const words = link.state === "bad" && rtt === null ? "no answer" : rtt === null ? "" : milliseconds(rtt) + (loss > 0 ? `  ${percent(loss)} lost` : "");
+    const { rtt, loss, flow } = linkFigures(link);
+    const asked = link.state === "bad" && rtt === null ? "no answer" : rtt === null ? "" : milliseconds(rtt) + (loss > 0 ? `  ${percent(loss)} lost` : "");
+    const words = [asked, flow ? rate(flow) : ""].filter(Boolean).join("  ");
     if (!words) return;
     const x = (a.x + 2 * bend.x + b.x) / 4, y = (a.y + 2 * bend.y + b.y) / 4;
     pen.globalAlpha = pen.globalAlpha < 0.1 ? pen.globalAlpha : 1;

@@ -23,6 +23,7 @@ const LINKS = (names) => [
   ["Encapsulation", (link) => link.backend],
   ["Round trip", (link) => milliseconds(linkFigures(link).rtt), (link) => linkFigures(link).rtt ?? -1, "number"],
   ["Lost", (link) => percent(linkFigures(link).loss), (link) => linkFigures(link).loss ?? -1, "number"],
+  ["Traffic", (link) => rate(linkFigures(link).flow), (link) => linkFigures(link).flow ?? -1, "number"],
   ["MTU", (link) => String(linkFigures(link).mtu ?? "–"), (link) => linkFigures(link).mtu ?? 0, "number"],
   ["Note", (link) => link.ways.flatMap((way) => way.troubles)[0] ?? "", null, "wrap"],
 ];

@@ -49,7 +49,9 @@ export function linkFigures(link) {
   const known = link.ways.filter((way) => way.rtt !== null);
   const lost = link.ways.map((way) => way.loss).filter((loss) => loss !== null);
   const sizes = link.ways.map((way) => way.mtu).filter((mtu) => mtu);
+  const flows = link.ways.filter((way) => way.send !== null).map((way) => way.send + way.receive);
   return {
+    flow: flows.length ? Math.max(...flows) : null,
     rtt: known.length ? Math.max(...known.map((way) => way.rtt)) : null,
     loss: lost.length ? Math.max(...lost) : null,
     mtu: sizes.length ? Math.min(...sizes) : null,
