@@ -17,9 +17,9 @@ demo: ## Three hosts in network namespaces whose containers reach each other (ro
 	@scripts/setup.sh demo
 	@$(BIN)/wincey lab run --hosts 3 $(ARGS)
 
-test: ## Every test; what was skipped, and why, is told at the end
+test: ## Every test; what fails is run again, alone; what was skipped, and why, is told at the end
 	@scripts/setup.sh test
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@scripts/test.sh $(ARGS)
 
 check: ## Format, lint, types, import contracts and the tests that need neither root nor etcd
 	@scripts/setup.sh check
