@@ -8,7 +8,7 @@ set -u
 
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
-"$python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" && exit 0
+"$python" -m pytest --cache-clear -n 3 --dist loadfile --no-loadscope-reorder "$@" && exit 0
 code=$?
 [ "$code" = 1 ] || exit "$code" # 1: tests failed. Anything else is no matter of patience
 failed=$(grep -c '::' .pytest_cache/v/cache/lastfailed 2>/dev/null) || failed=0
