@@ -17,9 +17,18 @@ pytest_plugins = ["support.ci_skips", "support.figures"]  # in CI a skipped test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests boot a virtual machine come first: they take minutes, and at the end everybody would wait for them."""
-    slow = {item.path for item in items if item.get_closest_marker("vm")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files whose tests boot a virtual machine take minutes of a processor: one begins, and the others follow as far apart as
+    can be, so that they are neither under way at once nor what everybody waits for at the end."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [path for path, tests in files.items() if any(test.get_closest_marker("vm") for test in tests)]
+    others = [path for path in files if path not in slow]
+    ordered = [] if slow else others
+    for number, path in enumerate(slow):
+        first, end = (len(others) * step // len(slow) for step in (number, number + 1))
+        ordered += [path, *others[first:end]]
+    items[:] = [item for path in ordered for item in files[path]]
 
 
 @pytest.fixture(scope="session")

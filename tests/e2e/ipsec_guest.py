@@ -27,14 +27,14 @@ FLANNEL_SUBNET = "10.5.77.0/24"
 def lab():
     made = Lab(LabSpec(name=f"ipsec-{secrets.token_hex(2)}", config=network_config("ipsec", PSK=PSK), hosts=3))
     try:
-        made.up(hosts=["h1", "h2"], timeout=120)
+        made.up(hosts=["h1", "h2"], timeout=180)
         yield made
     finally:
         made.down()
 
 
 def sh(host, command):
-    done = host.exec(["sh", "-c", command], timeout=60)
+    done = host.exec(["sh", "-c", command], timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -98,7 +98,7 @@ def test_a_daemon_dies_and_starts_and_packets_flow(lab, continuous):
     h1 = lab.hosts[0]
     before = charon_pid(h1)
     h1.kill_daemon()
-    h1.start_daemon(timeout=60)
+    h1.start_daemon(timeout=180)
     assert charon_pid(h1) == before
     none_lost(continuous)
 
@@ -121,7 +121,7 @@ def test_without_charon_packets_flow_and_without_keys_nothing_goes_plain(lab, tm
         assert mark(two, one)[0] != 0
         assert ping(h2, one.address(4), "-I", "10.99.0.2", "-p", "ff", count=1)[0] != 0
         assert mark(one, two)[0] != 0
-        h2.start_daemon(timeout=60)
+        h2.start_daemon(timeout=180)
         reached(two, one)
         nothing_plain(captured.stop(), least=2)
     finally:
@@ -222,7 +222,7 @@ def test_peers_leave_and_all_is_removed(lab):
     # One host leaves the other's tunnels behind and cleans up: keys, policies, routes, charon and its files.
     reachable = sh(h2, "ip xfrm policy")
     assert "reqid 11" in reachable
-    done = h2.exec([*h2.argv(), "--cleanup"], timeout=60)
+    done = h2.exec([*h2.argv(), "--cleanup"], timeout=180)
     assert done.returncode == 0, done.stderr
     left = sh(h2, "ip xfrm state; ip xfrm policy; ip route")
     for trace in ("reqid 11", "block", "blackhole", "proto 87"):

@@ -151,7 +151,7 @@ def test_a_second_signal_ends_it_without_more_ado():
     program = (
         "import asyncio, sys\n"
         "from wincey.agent import daemon\n"
-        "async def stubborn(options, health):\n"
+        "async def stubborn(options, health, views):\n"
         "    try:\n"
         "        print('living', flush=True)\n"
         "        await asyncio.sleep(60)\n"
@@ -160,7 +160,7 @@ def test_a_second_signal_ends_it_without_more_ado():
         "        await asyncio.sleep(60)\n"
         "daemon._live = stubborn\n"
         "from wincey.cli.flanneld import run\n"
-        "sys.exit(run(['--store=sqlite:/nonexistent/store'], {}))\n"
+        "sys.exit(run(['--store=sqlite:/nonexistent/store', '--api-socket=off'], {}))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -38,7 +38,7 @@ def test_version(words):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["lap"], 2, "version; did you mean lab?"),
+        (["lap"], 2, "version, web; did you mean lab?"),
         (["lab", "upp"], 2, "'upp'"),
         (["lab", "up", "--host=3"], 2, "--hosts"),
         (["lab", "up", "--backend=vxlam"], 2, "'vxlam' is not one of 'vxlan'"),
