@@ -27,7 +27,7 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest -q -m "not root and not etcd" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 -m "not root and not etcd and not slow and not vm" $(ARGS)
 
 docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check

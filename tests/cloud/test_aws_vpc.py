@@ -15,6 +15,8 @@ from wincey.model.cloud import CloudRoute, CloudTable, HostRef
 from wincey.model.lease import LeaseKey
 from wincey.model.state import Route
 
+pytestmark = pytest.mark.slow
+
 really_open = dialect._open
 
 CONFIG = '{"Network": "10.3.0.0/16", "Backend": {"Type": "aws-vpc"}}'

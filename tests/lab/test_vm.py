@@ -15,6 +15,7 @@ from wincey.lab.vm_kernel import prepare_kernel
 WINCEY = [sys.executable, "-m", "wincey.cli.wincey"]
 
 
+@pytest.mark.vm
 def test_a_guest_has_our_files_and_keeps_nothing(tmp_path):
     mine = tmp_path / "mine"
     mine.write_text("from outside\n")
@@ -52,6 +53,7 @@ def test_a_lab_in_a_guest_is_as_outside():
     assert "hosts ready: 2 of 2" in done.stderr
 
 
+@pytest.mark.vm
 def test_a_command_that_takes_too_long_is_ended():
     require_vm()
     with pytest.raises(LabError, match="did not end within 1 s"):

@@ -21,6 +21,8 @@ from support.keys import wait_until
 from support.pictures import Serving, Simulated, generated
 from wincey.observe.apilisten import Token
 
+pytestmark = pytest.mark.slow
+
 PICTURES = os.environ.get("WINCEY_PICTURES")  # not at each run: the tree would change
 WINCEY = os.path.join(os.path.dirname(sys.executable), "wincey")
 TOKEN = "0123456789abcdef0123"
