@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 from wincey.agent.company import Others
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.catalogue import towards
 from wincey.leasing.allocate import Identity
-from wincey.model.address import Subnet
+from wincey.model.address import Address, Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
@@ -103,6 +105,12 @@ class Planner:
         loose = [Sysctl(f"net/ipv4/conf/{device}/rp_filter", "2") for device in devices]
         return [*local, *loose, *helper.peer(self._own, lease)]
 
+    @cached_property
+    def _bases(self) -> frozenset[Address]:
+        """Our own addresses in the network: the base of a subnet is one where the backend gives it to a device."""
+        local = self._backend.local(self._own)
+        return frozenset(each.subnet.address for each in local if isinstance(each, InterfaceAddress))
+
     def target(self, lease: Lease) -> Target | None:
         """Whom to ask whether a peer can be reached; None for our own leases, and where an address is missing."""
         if lease.key == self._own or self._identity.owns(lease.attrs):
@@ -113,11 +121,7 @@ class Planner:
             (self._own.v6, lease.key.v6, host.local_v6, lease.attrs.public_ipv6),
         ):
             if own and theirs and local and public:
-                # The base of a subnet is an address of its host where the backend gives it to a device.
-                bases = {
-                    each.subnet.address for each in self._backend.local(self._own) if isinstance(each, InterfaceAddress)
-                }
-                inner = own.address in bases and self._backend.reaches(lease.attrs)
+                inner = own.address in self._bases and self._backend.reaches(lease.attrs)
                 return Target(
                     (own.address, theirs.address) if inner else None, (local, public), self._backend.mtu, host.mtu
                 )

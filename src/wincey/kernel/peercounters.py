@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from wincey.kernel.program import SBIN
+from wincey.kernel.program import environment
 from wincey.model.address import Subnet
 from wincey.model.errors import KernelError
 
@@ -44,7 +44,6 @@ class PeerCounters:
         self._nft: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> PeerCounters:
-        environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath) + SBIN}
         try:
             self._nft = subprocess.Popen(
                 ["nft", "-i"],
@@ -52,7 +51,7 @@ class PeerCounters:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment,
+                env=environment(),
             )
         except OSError as error:
             raise KernelError(f"packets of peers can't be counted: nft: {error.strerror}") from None
@@ -89,7 +88,7 @@ class PeerCounters:
             text=True,
             timeout=_TIMEOUT,
             check=False,
-            env={**os.environ, "PATH": os.environ.get("PATH", os.defpath) + SBIN},
+            env=environment(),
         )
         if done.returncode:
             raise KernelError(f"packets of peers can't be counted: {done.stderr.strip().splitlines()[0]}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from wincey.model.errors import KernelError
@@ -14,6 +16,21 @@ DEADLINE = 10.0
 
 SBIN = ":/usr/sbin:/sbin"
 """What is added to PATH: services are often started without the directories that nft and iptables are in."""
+
+
+def search_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Where programs are looked for: PATH, and SBIN."""
+    return environ.get("PATH", os.defpath) + SBIN
+
+
+def environment() -> dict[str, str]:
+    """Ours, for a program whose words we read: in English, and with the whole search path."""
+    return {**os.environ, "LC_ALL": "C", "PATH": search_path()}
+
+
+def find(program: str) -> str | None:
+    """Where a program is, None if it is not installed."""
+    return shutil.which(program, path=search_path())
 
 
 class ProgramFailed(KernelError):
@@ -30,14 +47,13 @@ class Output(NamedTuple):
 
 async def run(*command: str, text: str = "") -> Output:
     """Run a program to its end with `text` as standard input; raises ProgramFailed if it can't start or hangs."""
-    environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath) + SBIN}
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment,
+            env=environment(),
         )
     except FileNotFoundError:
         raise ProgramFailed(f"{command[0]} is not installed") from None

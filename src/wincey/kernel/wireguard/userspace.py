@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import socket
 from pathlib import Path
 
 from wincey.kernel import rtnl
 from wincey.kernel.links import read_link
 from wincey.kernel.netlink import Netlink
-from wincey.kernel.program import SBIN
+from wincey.kernel.program import find, search_path
 from wincey.kernel.wireguard import uapi
 from wincey.kernel.wireguard.values import DeviceEdit, DeviceState, WireguardError
 
@@ -39,7 +38,7 @@ _IN_PRIVATE = 'mount --bind "$1" "$2" && exec "$3" "$4"'
 
 def find_program() -> str | None:
     """The path of wireguard-go, None when it is not installed."""
-    return shutil.which(PROGRAM, path=os.environ.get("PATH", os.defpath) + SBIN)
+    return find(PROGRAM)
 
 
 class Userspace:
@@ -169,7 +168,7 @@ class Userspace:
             shell = ["sh", "-c", _IN_PRIVATE, "sh", os.fspath(self._directory), USUAL_DIRECTORY, *command]
             command = ["unshare", "--mount", "--propagation", "private", "--", *shell]
         # It lives long and needs no store password. With LOG_LEVEL set it would keep our pipe open.
-        environment = {"PATH": os.environ.get("PATH", os.defpath) + SBIN, "LC_ALL": "C"}
+        environment = {"PATH": search_path(), "LC_ALL": "C"}
         try:
             for directory in {self._directory, Path(USUAL_DIRECTORY)}:
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)

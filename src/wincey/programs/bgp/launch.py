@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from wincey.kernel.program import SBIN
+from wincey.kernel.program import find, search_path
 from wincey.model.address import Address, family_of, format_address
 from wincey.model.errors import WinceyError
 
@@ -29,7 +28,7 @@ class LaunchError(WinceyError):
 
 def find_bird() -> str | None:
     """The path of BIRD, None where it is not installed."""
-    return shutil.which("bird", path=os.environ.get("PATH", os.defpath) + SBIN)
+    return find("bird")
 
 
 def find_frr(program: str) -> str | None:
@@ -47,7 +46,7 @@ def may_change_user() -> bool:
 async def launch(*command: str) -> None:
     """Run a program that goes on in the background; raises LaunchError with its own words when it does not."""
     # It lives long and needs none of what our environment holds, a password of the store perhaps.
-    environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath) + SBIN}
+    environment = {"LC_ALL": "C", "PATH": search_path()}
     name = os.path.basename(command[0])
     try:
         process = await asyncio.create_subprocess_exec(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from wincey.kernel.program import SBIN
+from wincey.kernel.program import search_path
 from wincey.model.command import VARIABLES, Command, CommandFailed, Environment
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ async def run(
 def process_environment(inherited: Mapping[str, str], own: Environment) -> dict[str, str]:
     """The whole environment of a command: the daemon's, without its secrets, and the command's own."""
     kept = {name: value for name, value in inherited.items() if name not in _NOT_THEIRS}
-    return {**kept, "PATH": kept.get("PATH", os.defpath) + SBIN, **dict(own)}
+    return {**kept, "PATH": search_path(kept), **dict(own)}
 
 
 async def _execute(

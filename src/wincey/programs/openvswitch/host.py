@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from pathlib import Path
 
-from wincey.kernel.program import SBIN
+from wincey.kernel.program import find
 from wincey.model.errors import NotJoinable, WinceyError
 from wincey.model.ovs import PACKAGE
 
@@ -35,7 +34,7 @@ def management_socket(bridge: str) -> str:
 
 def is_installed() -> bool:
     """Whether the programs are there."""
-    return shutil.which(OFCTL, path=os.environ.get("PATH", os.defpath) + SBIN) is not None
+    return find(OFCTL) is not None
 
 
 def unreachable(why: str) -> str:
