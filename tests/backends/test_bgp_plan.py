@@ -5,10 +5,11 @@ import pytest
 from wincey.backends.base import HostFacts
 from wincey.backends.catalogue import make, towards
 from wincey.model.address import Subnet, parse_address
-from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker, Secret
+from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, NotJoinable
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import Route
 
 OWN, DUAL = LeaseKey.parse("10.3.1.0-24"), LeaseKey.parse("10.3.1.0-24&fd00:3:0:1::-64")

@@ -12,8 +12,9 @@ from wincey.backends.ipsec import PROPOSAL
 from wincey.model.address import Subnet, parse_address
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, NotJoinable
-from wincey.model.ipsec import IkeDaemon, IpsecPeer, IpsecTerms, Secret, XfrmPolicy
+from wincey.model.ipsec import IkeDaemon, IpsecPeer, IpsecTerms, XfrmPolicy
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import Link, Route
 
 PSK = "0123456789abcdef" * 6

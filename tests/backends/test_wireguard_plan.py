@@ -11,8 +11,9 @@ from wincey.model.address import Subnet, parse_address
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import Failure, InterfaceAddress, Link, Route
-from wincey.model.wireguard import Secret, WireguardDevice, WireguardPeer, WireguardSubnet
+from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 OWN_KEY, PEER_KEY, PSK = bytes(range(32)), bytes(range(32, 64)), bytes(range(64, 96))
 V4 = '"Network": "10.3.0.0/16"'

@@ -24,7 +24,8 @@ from wincey.kernel.wireguard.keyfile import read_key, read_or_make_key
 from wincey.kernel.wireguard.values import NO_KEY, DeviceEdit, DeviceState, PeerEdit, PeerState, WireguardError
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.errors import NotJoinable
-from wincey.model.wireguard import Secret, WireguardPeer, WireguardSubnet
+from wincey.model.secret import Secret
+from wincey.model.wireguard import WireguardPeer, WireguardSubnet
 
 FAMILY = 33
 key = st.binary(min_size=32, max_size=32)

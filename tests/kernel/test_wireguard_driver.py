@@ -23,8 +23,9 @@ from wincey.kernel.wireguard.driver import WireguardDriver
 from wincey.kernel.wireguard.keyfile import read_or_make_key
 from wincey.kernel.wireguard.userspace import find_program
 from wincey.model.address import Subnet, parse_address
+from wincey.model.secret import Secret
 from wincey.model.state import Changes, Failure, Object, Scope
-from wincey.model.wireguard import Secret, WireguardDevice, WireguardPeer, WireguardSubnet
+from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,8 @@ import pytest
 
 from support.bgp import needs_bird_and_frr
 from wincey.model.address import Subnet, parse_address
-from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker, Secret
+from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker
+from wincey.model.secret import Secret
 from wincey.programs.bgp import bird, frr
 from wincey.programs.bgp.check import Check
 from wincey.programs.bgp.md5 import rejected

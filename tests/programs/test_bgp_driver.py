@@ -19,8 +19,9 @@ from support.bgp import needs_bird_and_frr
 from support.netns import joined
 from wincey.kernel.diff import diff
 from wincey.model.address import Subnet, parse_address
-from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSpeaker, Secret
+from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSpeaker
 from wincey.model.errors import NotJoinable
+from wincey.model.secret import Secret
 from wincey.model.state import Scope
 from wincey.programs.bgp import launch, question
 from wincey.programs.bgp.driver import BgpDriver

@@ -12,7 +12,8 @@ import pytest
 from support.netns import joined
 from wincey.kernel.diff import diff
 from wincey.model.address import Subnet, parse_address
-from wincey.model.ipsec import IkeDaemon, IpsecPeer, IpsecTerms, Secret
+from wincey.model.ipsec import IkeDaemon, IpsecPeer, IpsecTerms
+from wincey.model.secret import Secret
 from wincey.model.state import Changes, Scope
 from wincey.programs.strongswan import charon
 from wincey.programs.strongswan.client import Vici

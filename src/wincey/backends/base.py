@@ -7,8 +7,9 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
-from wincey.model.address import Address, MacAddress, Subnet
+from wincey.model.address import Address, MacAddress, Subnet, format_address
 from wincey.model.config import BackendOptions, NetworkConfig
+from wincey.model.errors import NotJoinable
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object
 
@@ -79,3 +80,17 @@ def public_attrs(host: HostFacts, config: NetworkConfig, backend_type: str = "")
         public_ipv6=host.public_v6 if config.enable_ipv6 else None,
         backend_type=backend_type,
     )
+
+
+def require_own_address(config: NetworkConfig, host: HostFacts, backend_type: str) -> None:
+    """For backends whose peers route through this host directly; raises NotJoinable where they are told another address."""
+    for used, public, local in (
+        (config.enable_ipv4, host.public, host.local),
+        (config.enable_ipv6, host.public_v6, host.local_v6),
+    ):
+        if used and public and local and public != local:
+            raise NotJoinable(
+                f"{backend_type} can't work with the public address {format_address(public)}, which is not the address of"
+                f" {host.underlay} ({format_address(local)}): peers route through it directly. Drop --public-ip, or"
+                " use the vxlan backend"
+            )

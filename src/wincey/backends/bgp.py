@@ -14,13 +14,14 @@ import re
 import socket
 from typing import Any, ClassVar, Literal
 
-from wincey.backends.base import HostFacts, public_attrs
+from wincey.backends.base import HostFacts, public_attrs, require_own_address
 from wincey.backends.hostgw import HostGwBackend
 from wincey.model.address import Address, family_of, format_address, parse_address
-from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker, Secret
+from wincey.model.bgp import Accepted, BgpPeer, BgpRoute, BgpSession, BgpSpeaker
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadAddress, BadConfig, BadLease, NotJoinable
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import Object
 
 PORT = 179
@@ -78,20 +79,7 @@ class BgpBackend:
                 "network config: Backend.Mesh is false and there are no Backend.Peers, so that no host would learn a route;"
                 ' name a route reflector or router, as in "Peers": ["10.99.0.254"]'
             )
-        self._check_addresses()
-
-    def _check_addresses(self) -> None:
-        config, host = self._config, self._host
-        for used, public, local in (
-            (config.enable_ipv4, host.public, host.local),
-            (config.enable_ipv6, host.public_v6, host.local_v6),
-        ):
-            if used and public and local and public != local:
-                raise NotJoinable(
-                    f"bgp can't work with the public address {format_address(public)}, which is not the address of"
-                    f" {host.underlay} ({format_address(local)}): peers route through it directly. Drop --public-ip, or"
-                    " use the vxlan backend"
-                )
+        require_own_address(config, host, self.type)
 
     @property
     def mtu(self) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from wincey.backends.base import HostFacts, public_attrs
-from wincey.model.address import format_address
+from wincey.backends.base import HostFacts, public_attrs, require_own_address
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadLease, NotJoinable
+from wincey.model.errors import BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object, Route
 
@@ -20,16 +19,7 @@ class HostGwBackend:
 
     def __init__(self, config: NetworkConfig, host: HostFacts) -> None:
         self._config, self._host = config, host
-        for used, public, local in (
-            (config.enable_ipv4, host.public, host.local),
-            (config.enable_ipv6, host.public_v6, host.local_v6),
-        ):
-            if used and public and local and public != local:
-                raise NotJoinable(
-                    f"host-gw can't work with the public address {format_address(public)}, which is not the address of"
-                    f" {host.underlay} ({format_address(local)}): peers route through it directly. Drop --public-ip, or"
-                    " use the vxlan backend"
-                )
+        require_own_address(config, host, self.type)
 
     @property
     def mtu(self) -> int:

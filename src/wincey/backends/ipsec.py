@@ -16,8 +16,9 @@ from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, NotJoinable
-from wincey.model.ipsec import USER_DEVICE, Direction, IkeDaemon, IpsecPeer, IpsecTerms, Secret, XfrmPolicy
+from wincey.model.ipsec import USER_DEVICE, Direction, IkeDaemon, IpsecPeer, IpsecTerms, XfrmPolicy
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import Link, Object, Route
 
 PROPOSAL = "aes128gcm16-sha256-prfsha256-ecp256"
@@ -79,7 +80,7 @@ class IpsecBackend:
             self._config.backend.wrong(key, f"must be one of {', '.join(known)}", known[0])
         return chosen
 
-    def _psk(self) -> Secret:
+    def _psk(self) -> Secret[str]:
         # Its value is no part of any message.
         psk = self._config.backend.raw("PSK")
         if not isinstance(psk, str) or len(psk) < SHORTEST_PSK:

@@ -21,12 +21,12 @@ from wincey.model.address import Address, Subnet, single
 from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
+from wincey.model.secret import Secret
 from wincey.model.state import InterfaceAddress, Link, Object, Route
 from wincey.model.wireguard import (
     DEVICE,
     DEVICE_V6,
     KEY_SIZE,
-    Secret,
     WireguardDevice,
     WireguardPeer,
     WireguardSubnet,
@@ -223,7 +223,7 @@ def _mode(options: BackendOptions, config: NetworkConfig) -> str:
     return mode
 
 
-def _psk(options: BackendOptions) -> Secret | None:
+def _psk(options: BackendOptions) -> Secret[bytes] | None:
     # Without BackendOptions.wrong, which shows the value.
     value = options.raw("PSK")
     if value is None or value == "":

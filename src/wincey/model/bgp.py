@@ -11,18 +11,8 @@ from typing import ClassVar, Literal
 import msgspec
 
 from wincey.model.address import Address, Subnet, format_address
+from wincey.model.secret import Secret
 from wincey.model.state import Key, Object
-
-
-class Secret(msgspec.Struct, frozen=True, gc=False):
-    """A text that shows in no log and no traceback."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return "Secret(***)" if self.text else "Secret()"
-
-    __str__ = __repr__
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -51,7 +41,7 @@ class BgpSpeaker(Object, frozen=True, gc=False):
     local_v6: Address | None
     subnets: tuple[Subnet, ...]
     accepted: tuple[Accepted, ...]
-    password: Secret = Secret("")
+    password: Secret[str] = Secret("")
     hold: int = 30
     bfd: bool = False
     include: str = ""

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from wincey.model.address import Address, Subnet, format_address
+from wincey.model.secret import Secret
 from wincey.model.state import Key, Object
 
 REQID = 11
@@ -22,17 +23,6 @@ USER_DEVICE = "ipsec0"
 Direction = Literal["in", "out", "fwd"]
 
 
-class Secret(msgspec.Struct, frozen=True, gc=False):
-    """A text that is printed nowhere: neither as text nor as representation."""
-
-    value: str
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    __str__ = __repr__
-
-
 class IkeDaemon(Object, frozen=True, gc=False):
     """charon runs, with these credentials. esp: whether the kernel or charon itself encrypts.
 
@@ -42,7 +32,7 @@ class IkeDaemon(Object, frozen=True, gc=False):
     tag: ClassVar[str] = "ike-daemon"
     essential: ClassVar[bool] = True
     esp: Literal["kernel", "user"]
-    psk: Secret | None = None
+    psk: Secret[str] | None = None
     cert_file: str = ""
     key_file: str = ""
     ca_file: str = ""

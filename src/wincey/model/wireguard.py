@@ -12,9 +12,8 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import ClassVar, Literal
 
-import msgspec
-
 from wincey.model.address import Address, Subnet, format_address
+from wincey.model.secret import Secret
 from wincey.model.state import Key, Object
 
 KEY_SIZE = 32
@@ -24,17 +23,6 @@ DEVICE, DEVICE_V6 = "flannel-wg", "flannel-wg-v6"
 
 Way = Literal["kernel", "wireguard-go"]
 """Who runs a device: the kernel, or the program wireguard-go."""
-
-
-class Secret(msgspec.Struct, frozen=True, gc=False):
-    """A key that nobody may read by accident: it compares, and has no text."""
-
-    value: bytes
-
-    def __repr__(self) -> str:
-        return "(secret)"
-
-    __str__ = __repr__
 
 
 class WireguardDevice(Object, frozen=True, gc=False):
@@ -75,7 +63,7 @@ class WireguardPeer(Object, frozen=True, gc=False):
     endpoint: Address
     port: int
     keepalive: int = 0
-    psk: Secret | None = None
+    psk: Secret[bytes] | None = None
 
     @property
     def key(self) -> Key:

@@ -17,8 +17,9 @@ import msgspec
 
 from wincey.kernel.wireguard.values import NO_KEY, DeviceState, Endpoint, PeerEdit, PeerState
 from wincey.model.address import Subnet
+from wincey.model.secret import Secret
 from wincey.model.state import Object
-from wincey.model.wireguard import Secret, WireguardPeer, WireguardSubnet
+from wincey.model.wireguard import WireguardPeer, WireguardSubnet
 
 LIVE = 180.0
 """Seconds after a handshake that its session can be used (WireGuard's REJECT_AFTER_TIME)."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from wincey.kernel.netlink import Message, attribute, attributes, message
 from wincey.kernel.wireguard.values import NO_KEY, DeviceEdit, DeviceState, Endpoint, PeerEdit, PeerState
 from wincey.model.address import Subnet
-from wincey.model.wireguard import Secret
+from wincey.model.secret import Secret
 
 GENL_ID_CTRL = 16
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from wincey.kernel.wireguard.curve25519 import clamp
 from wincey.model.errors import NotJoinable
-from wincey.model.wireguard import KEY_SIZE, Secret
+from wincey.model.secret import Secret
+from wincey.model.wireguard import KEY_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def key_path() -> Path:
     return Path(os.environ.get("WIREGUARD_KEY_FILE") or DEFAULT)
 
 
-def read_key(path: Path) -> Secret:
+def read_key(path: Path) -> Secret[bytes]:
     """The private key in a file; raises NotJoinable with what is wrong about it, and never shows it."""
     try:
         with path.open("rb") as file:
@@ -45,7 +46,7 @@ def read_key(path: Path) -> Secret:
     return Secret(clamp(key))
 
 
-def read_or_make_key(path: Path) -> Secret:
+def read_or_make_key(path: Path) -> Secret[bytes]:
     """The private key in a file, which is made with a new key if it is not there: mode 0400, its directory 0755.
 
     Of several that make it at once one wins, and all get that one's key. Raises NotJoinable.

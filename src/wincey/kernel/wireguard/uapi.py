@@ -20,7 +20,7 @@ from wincey.kernel.wireguard.values import (
 )
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.errors import BadAddress
-from wincey.model.wireguard import Secret
+from wincey.model.secret import Secret
 
 GET = b"get=1\n\n"
 

@@ -8,7 +8,7 @@ import msgspec
 
 from wincey.model.address import Address, Subnet
 from wincey.model.errors import KernelError
-from wincey.model.wireguard import Secret
+from wincey.model.secret import Secret
 
 Endpoint = tuple[Address, int]
 """Address and UDP port."""
@@ -28,7 +28,7 @@ class PeerState(msgspec.Struct):
     endpoint: Endpoint | None = None
     handshake: float = 0.0
     keepalive: int = 0
-    psk: Secret | None = None
+    psk: Secret[bytes] | None = None
     subnets: list[Subnet] = msgspec.field(default_factory=list)
 
 
@@ -49,7 +49,7 @@ class PeerEdit(msgspec.Struct, frozen=True):
     public_key: bytes
     remove: bool = False
     create: bool = False
-    psk: Secret | None = None
+    psk: Secret[bytes] | None = None
     endpoint: Endpoint | None = None
     keepalive: int | None = None
     replace: bool = False
@@ -59,7 +59,7 @@ class PeerEdit(msgspec.Struct, frozen=True):
 class DeviceEdit(msgspec.Struct, frozen=True):
     """A change of a device and its peers, in this order; an edit of a peer may follow another one of the same."""
 
-    private_key: Secret | None = None
+    private_key: Secret[bytes] | None = None
     port: int | None = None
     peers: tuple[PeerEdit, ...] = ()
 

@@ -86,8 +86,8 @@ def _family(speaker: BgpSpeaker, version: int, local: Address) -> Iterator[str]:
     yield f"  hold time {speaker.hold}; keepalive time {max(1, speaker.hold // 3)};"
     yield "  connect delay time 1; connect retry time 5; error wait time 2, 10; startup hold time 30;"
     yield f"  graceful restart yes; graceful restart time {RESTART_TIME};"
-    if speaker.password.text:
-        yield f'  password "{speaker.password.text}";'
+    if speaker.password.value:
+        yield f'  password "{speaker.password.value}";'
     if speaker.bfd:
         yield "  bfd yes;"
     yield "}"

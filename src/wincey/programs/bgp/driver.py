@@ -220,4 +220,4 @@ def _hint(speaker: BgpSpeaker, before: int) -> str:
         return (
             "; packets with a wrong or missing TCP MD5 password came in: Backend.Password must be the same at both ends"
         )
-    return "; if it answers to pings, is Backend.Password the same at both ends?" if speaker.password.text else ""
+    return "; if it answers to pings, is Backend.Password the same at both ends?" if speaker.password.value else ""

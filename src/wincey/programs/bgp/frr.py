@@ -73,8 +73,8 @@ def add(speaker: BgpSpeaker, peer: BgpPeer) -> list[str]:
     ]
     if local:
         lines.append(f" neighbor {address} update-source {format_address(local)}")
-    if speaker.password.text:
-        lines.append(f" neighbor {address} password {speaker.password.text}")
+    if speaker.password.value:
+        lines.append(f" neighbor {address} password {speaker.password.value}")
     if speaker.bfd:
         lines.append(f" neighbor {address} bfd")
     accepted = f"wincey-{address}" if peer.subnets else f"wincey-accepted{version}"
