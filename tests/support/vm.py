@@ -7,6 +7,7 @@ Kernel modules are loaded by `modprobe`, most by themselves; /run is empty, and 
 
 from __future__ import annotations
 
+import compileall
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ def run_in_guest(command: str | Sequence[str], *, timeout: float = 300, memory: 
     seconds, after which LabError is raised.
     """
     require_vm()
+    compileall.compile_dir(str(ROOT / "src"), quiet=2)  # each process in the guest would do it again
     pieces: list[bytes] = []
     argv = ["sh", "-euc", command] if isinstance(command, str) else list(command)
     code = run_in_vm(argv, lambda piece, err: pieces.append(piece), directory=str(ROOT), timeout=timeout, memory=memory)
