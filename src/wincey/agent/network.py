@@ -347,8 +347,8 @@ class Network:
             coroutines.append(self._wait(self._again_in * self._rng.uniform(0.75, 1.25)))
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return done.pop().result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(task for task in tasks if task.done()).result()
         finally:
             for task in tasks:
                 task.cancel()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ import msgspec
 
 from wincey.http.client import HttpClient, Interrupted
 from wincey.model.errors import HistoryLost, KeyConflict, KeyExists, StoreError, StoreUnavailable
-from wincey.store.endpoints import CALL_DEADLINE, Endpoints, jitter
+from wincey.store.endpoints import CALL_DEADLINE, Endpoints, MakeClient, jitter
 from wincey.store.etcd3_wire import KEEP_ALIVE, LEASE, RANGE, TXN, WATCH, KeyValue, Lines, StreamFault, key_text
 from wincey.store.gateway import Gateway, GatewayError, StaleToken, decode
 from wincey.store.kv import Change, Entry, Listing, OutageCallback
@@ -50,7 +49,8 @@ class Etcd3Store:
     """A KeyValueStore on an etcd v3 cluster.
 
     urls: of its endpoints (see parse_endpoints). tls: for https ones. probe_interval: seconds of silence after which a watch
-    asks whether its endpoint still takes part in the cluster, give or take a quarter. random: for jitter, see Endpoints.
+    asks whether its endpoint still takes part in the cluster, give or take a quarter. random: for jitter and the ids of leases,
+    see Endpoints, as for `make`.
     """
 
     values_v2 = False
@@ -65,8 +65,9 @@ class Etcd3Store:
         deadline: float = CALL_DEADLINE,
         probe_interval: float = 60.0,
         random: Callable[[], float] = jitter,
+        make: MakeClient = HttpClient,
     ) -> None:
-        self._endpoints = Endpoints(urls, tls, random=random)
+        self._endpoints = Endpoints(urls, tls, random=random, make=make)
         self._gateway = Gateway(username, password)
         self._deadline = deadline
         self._probe_interval = probe_interval
@@ -219,7 +220,8 @@ class Etcd3Store:
     async def _grant(self, ttl: float | None) -> str:
         if ttl is None:
             return "0"
-        lease = str((int.from_bytes(os.urandom(8), "big") >> 1) | 1)
+        random = self._endpoints.random
+        lease = str(int(random() * 2**31) << 32 | int(random() * 2**32) | 1)
         try:
             await self._call("lease/grant", {"ID": lease, "TTL": max(1, math.ceil(ttl))}, LEASE)
         except GatewayError as error:
