@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from wincey.model.address import MacAddress, Subnet, format_mac, parse_mac
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class State:
             self.devices, self.parts = set(read.devices), set(read.parts)
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.MsgspecError, BadAddress) as error:
+        except (OSError, *UNREADABLE, BadAddress) as error:
             log.warning("%s can't be read and is made anew: %s", self._path, error)
 
     def save(self) -> None:

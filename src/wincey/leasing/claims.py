@@ -15,7 +15,7 @@ import logging
 
 import msgspec
 
-from wincey.model.errors import DuplicateHost, KeyConflict, KeyExists
+from wincey.model.errors import UNREADABLE, DuplicateHost, KeyConflict, KeyExists
 from wincey.model.lease import TTL
 from wincey.store.kv import Entry, KeyValueStore
 
@@ -43,7 +43,7 @@ class Host(msgspec.Struct, frozen=True):
         """Read a claim; one that can't be read is a host nobody knows."""
         try:
             return msgspec.json.decode(value, type=cls)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return cls("unknown host", value[:80].hex())
 
 

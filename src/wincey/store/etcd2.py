@@ -24,7 +24,15 @@ from functools import partial
 import msgspec
 
 from wincey.http.client import HttpClient, Stream
-from wincey.model.errors import HistoryLost, KeyConflict, KeyExists, StoreDenied, StoreError, StoreUnavailable
+from wincey.model.errors import (
+    UNREADABLE,
+    HistoryLost,
+    KeyConflict,
+    KeyExists,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+)
 from wincey.store.endpoints import CALL_DEADLINE, Endpoints, NoSuchApi, jitter
 from wincey.store.kv import Change, Entry, Listing, OutageCallback
 
@@ -248,7 +256,7 @@ class Etcd2Store:
             if status < 300:
                 return _answer.decode(body), index
             fault = _fault.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             raise self._unreadable(client, status, body) from None
         text = f"etcd at {client.url}: {fault.message}: {fault.cause} (errorCode {fault.error_code})"
         if fault.error_code == _NO_USER:

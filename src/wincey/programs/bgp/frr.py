@@ -12,7 +12,7 @@ import msgspec
 
 from wincey.model.address import Address, format_address, parse_address
 from wincey.model.bgp import BgpPeer, BgpSpeaker
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 from wincey.programs.bgp.session import Session
 
 RESTART_TIME = 120
@@ -116,7 +116,7 @@ def sessions(text: str) -> dict[Address, Session]:
     """The sessions by neighbour, from `show bgp summary json`."""
     try:
         families = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {}
     found = {}
     for family in families.values() if isinstance(families, dict) else ():

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from wincey.model.errors import UNREADABLE
 from wincey.programs.openvswitch.edits import SERIAL, Operation
 from wincey.programs.openvswitch.host import OvsError, database_socket, unreachable
 from wincey.programs.openvswitch.jsonrpc import Splitter
@@ -103,7 +104,7 @@ class Database:
             while data := await reader.read(1 << 16):
                 for message in splitter.feed(data):
                     self._take(message)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNREADABLE) as error:
             why = str(error)
         finally:
             for answer in self._answers.values():
