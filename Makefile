@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check docs bench fresh clean
+.PHONY: help setup demo test check docs bench soak fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -33,10 +33,14 @@ docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
+bench: ## Measure the control plane from 100 to 10,000 leases, and the CNI plugin's cost (root); ARGS=--quick for the short form
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 	@$(BIN)/python benchmarks/cni.py
+
+soak: ## Half an hour at 10,000 leases with churn: memory flat, kernel as the store (root); ARGS="--minutes 5" for less
+	@scripts/setup.sh test
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh
