@@ -29,6 +29,18 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q -n 2 -m "not root and not etcd and not slow and not vm" $(ARGS)
 
+fuzz: ## Fuzz what comes from outside: make fuzz ARGS="--seconds 60 [TARGET...]"; ARGS=--list says which there are
+	@scripts/setup.sh check
+	@$(BIN)/python -m fuzz $(ARGS)
+
+audit: ## Look over the dependencies: lock files, installed files, licences, vulnerabilities where they can be asked for
+	@scripts/setup.sh check
+	@$(BIN)/python scripts/audit.py $(ARGS)
+
+sbom: ## Write what Wincey is made of to dist/sbom.cdx.json (CycloneDX)
+	@scripts/setup.sh check
+	@$(BIN)/python scripts/sbom.py dist/sbom.cdx.json
+
 docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
