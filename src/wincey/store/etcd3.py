@@ -38,11 +38,16 @@ _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
 
 
 class _Cursor(msgspec.Struct):
-    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`."""
+    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, and hang on `lease`.
+
+    Hosts that find a store restored from a snapshot put their keys again, often in the same order: only the lease, which has
+    a random id, tells the key from the one that had its revision before.
+    """
 
     revision: int
     key: bytes = b""
     key_revision: int = 0
+    lease: str = "0"
 
 
 class Etcd3Store:
@@ -93,6 +98,7 @@ class Etcd3Store:
             cursor = _Cursor(listing.revision)
             if newest:
                 cursor.key, cursor.key_revision = newest.key.encode(), newest.revision
+                cursor.lease = newest.handle or "0"
             self._newest[prefix] = cursor
             return listing
 
@@ -276,7 +282,8 @@ class Etcd3Store:
             if error.code == _OUT_OF_RANGE:  # compacted, or a revision that the store does not have yet
                 raise HistoryLost(f"cannot resume at revision {cursor.revision}: {error}") from error
             raise
-        if cursor.key and [known.mod_revision for known in found.kvs] != [cursor.key_revision]:
+        was = (cursor.key_revision, cursor.lease)
+        if cursor.key and [(known.mod_revision, known.lease) for known in found.kvs] != [was]:
             raise HistoryLost(f"{client.url}: the store at revision {cursor.revision} is not the one we knew")
 
     def _changes(self, line: bytes, cursor: _Cursor, client: HttpClient) -> list[Change]:
@@ -300,7 +307,7 @@ class Etcd3Store:
                     cursor.key = b""
                 changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
-                cursor.key, cursor.key_revision = event.kv.key, event.kv.mod_revision
+                cursor.key, cursor.key_revision, cursor.lease = event.kv.key, event.kv.mod_revision, event.kv.lease
                 entry = event.kv.entry()
                 changes.append(Change(entry.key, entry))
         return changes
