@@ -67,7 +67,9 @@ def inputs(target: Target) -> list[tuple[str, bytes]]:
     found = [(f"seed {number}", seed) for number, seed in enumerate(target.seeds)]
     for directory in (CORPUS / target.name, CRASHES / target.name):
         if directory.is_dir():
-            found += [(f"{directory.parent.name}/{path.name}", path.read_bytes()) for path in sorted(directory.iterdir())]
+            found += [
+                (f"{directory.parent.name}/{path.name}", path.read_bytes()) for path in sorted(directory.iterdir())
+            ]
     return found
 
 
@@ -141,7 +143,9 @@ def _keep(target: Target) -> None:
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     shutil.rmtree(kept, ignore_errors=True)
     seeds = set(target.seeds)
-    found = sorted((path for path in merged.iterdir() if path.read_bytes() not in seeds), key=lambda each: each.stat().st_size)
+    found = sorted(
+        (path for path in merged.iterdir() if path.read_bytes() not in seeds), key=lambda each: each.stat().st_size
+    )
     for path in found[:: max(1, -(-len(found) // _KEPT))]:
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, kept / path.name[:16])
@@ -154,7 +158,13 @@ def _fuzz_by_atheris(name: str, seconds: float) -> None:
     with atheris.instrument_imports(include=["wincey", "h11", "fuzz.targets"]):
         _load()
     target = TARGETS[name]
-    arguments = [f"fuzz-{name}", f"-max_len={LONGEST}", f"-rss_limit_mb={_MEMORY}", "-print_final_stats=1", "-verbosity=0"]
+    arguments = [
+        f"fuzz-{name}",
+        f"-max_len={LONGEST}",
+        f"-rss_limit_mb={_MEMORY}",
+        "-print_final_stats=1",
+        "-verbosity=0",
+    ]
     if merge := os.environ.get("WINCEY_FUZZ_MERGE"):
         arguments += ["-merge=1", *merge.split(":")]
     else:

@@ -33,7 +33,7 @@ class Target(msgspec.Struct, frozen=True):
             self.run(data)
         except self.errors as error:
             told = str(error)
-            assert told, f"{type(error).__name__} that tells nothing"
+            assert told, f"{type(error).__name__} that tells nothing"  # noqa: PT017  # this is no test of pytest's
             assert len(told) < 20_000, f"an error text of {len(told)} characters"
 
 

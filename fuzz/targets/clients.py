@@ -46,7 +46,10 @@ def http_client(data: bytes) -> None:
             reader.feed_data(data)
             reader.feed_eof()
             writer = SimpleNamespace(
-                write=lambda _: None, drain=_nothing, is_closing=lambda: False, transport=SimpleNamespace(abort=lambda: None)
+                write=lambda _: None,
+                drain=_nothing,
+                is_closing=lambda: False,
+                transport=SimpleNamespace(abort=lambda: None),
             )
             return http._Connection(reader, writer)  # type: ignore[arg-type]  # what is asked of it, it has
 
@@ -114,7 +117,7 @@ async def _tried(act: Callable[[], Any]) -> Any:
     try:
         return await act()
     except WinceyError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017  # this is no test of pytest's
         return None
 
 
@@ -132,8 +135,14 @@ async def _followed(watch: AsyncIterator[list[Any]]) -> None:
 
 _KV = '{"key":"L24vc3VibmV0cy8xMC4zLjUuMC0yNA==","value":"e30=","create_revision":"5","mod_revision":"5","lease":"7"}'
 _RANGE = '{"header":{"revision":"9"},"kvs":[%s],"more":false,"count":"1"}' % _KV
-_WATCH = '{"result":{"header":{"revision":"9"},"created":true}}\n{"result":{"header":{"revision":"10"},"events":[{"kv":%s},{"type":"DELETE","kv":{"key":"L24vYQ==","mod_revision":"11"}}]}}\n' % _KV
-_TXN = '{"header":{"revision":"9"},"succeeded":true,"responses":[{"response_delete_range":{"deleted":"1","prev_kvs":[%s]}}]}' % _KV
+_WATCH = (
+    '{"result":{"header":{"revision":"9"},"created":true}}\n{"result":{"header":{"revision":"10"},"events":[{"kv":%s},{"type":"DELETE","kv":{"key":"L24vYQ==","mod_revision":"11"}}]}}\n'
+    % _KV
+)
+_TXN = (
+    '{"header":{"revision":"9"},"succeeded":true,"responses":[{"response_delete_range":{"deleted":"1","prev_kvs":[%s]}}]}'
+    % _KV
+)
 
 
 @target("etcd-v3", seeds=(
@@ -206,7 +215,10 @@ async def _use(store: Etcd2Store | Etcd3Store, what: int) -> None:
 
 _LEASE = '{"Subnet":"10.3.7.0/24","Attrs":{"PublicIP":"192.0.2.7"},"Expiration":"2030-01-01T00:00:00.5+01:00"}'
 _SNAPSHOT = '{"events":null,"snapshot":[%s],"cursor":"5"}' % _LEASE
-_EVENTS = '{"events":[{"type":"added","lease":%s},{"type":"removed","lease":%s}],"snapshot":null,"cursor":"6"}' % (_LEASE, _LEASE)
+_EVENTS = '{"events":[{"type":"added","lease":%s},{"type":"removed","lease":%s}],"snapshot":null,"cursor":"6"}' % (
+    _LEASE,
+    _LEASE,
+)
 
 
 @target("remote-client", seeds=(
@@ -249,10 +261,22 @@ def remote_client(data: bytes) -> None:
     play(scene)
 
 
-@target("remote-wire", BadLease, ValueError, StoreError, seeds=(_LEASE, _SNAPSHOT, _EVENTS, '{"events":null,"snapshot":["a"],"cursor":""}'))
+@target(
+    "remote-wire",
+    BadLease,
+    ValueError,
+    StoreError,
+    seeds=(_LEASE, _SNAPSHOT, _EVENTS, '{"events":null,"snapshot":["a"],"cursor":""}'),
+)
 def remote_wire(data: bytes) -> None:
     """The codec of that API alone; one bad lease of a snapshot is passed over, and the good one beside it stands."""
-    for read in (wire.decode_attrs, wire.decode_lease, wire.decode_networks, wire.decode_network_changes, wire.decode_expirations):
+    for read in (
+        wire.decode_attrs,
+        wire.decode_lease,
+        wire.decode_networks,
+        wire.decode_network_changes,
+        wire.decode_expirations,
+    ):
         try:
             read(data)
         except (BadLease, ValueError):

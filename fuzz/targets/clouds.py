@@ -119,7 +119,9 @@ def cloud_metadata(data: bytes) -> None:
         if what == 4:
             gce_token._read(cut.piece())
             return
-        ask = chosen(Cut(bytes([what])), (ali.ask_host, tencent.ask_host, lambda: gce.ask_host("h"), aws_metadata.ask_host))
+        ask = chosen(
+            Cut(bytes([what])), (ali.ask_host, tencent.ask_host, lambda: gce.ask_host("h"), aws_metadata.ask_host)
+        )
         before = rest.HttpClient, aws_metadata.HttpClient
         rest.HttpClient = aws_metadata.HttpClient = lambda *_, **__: server  # type: ignore[assignment, misc]  # likewise
         try:

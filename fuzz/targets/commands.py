@@ -25,7 +25,10 @@ def flags(data: bytes) -> None:
     cut, words = Cut(data), list[str]()
     while cut.left and len(words) < 20:
         words.append(cut.piece().decode("utf-8", "surrogateescape").replace("\0", ""))
-    environment = {"FLANNELD_" + word.partition("=")[0].strip("-").upper().replace("-", "_"): word.partition("=")[2] for word in words[::2]}
+    environment = {
+        "FLANNELD_" + word.partition("=")[0].strip("-").upper().replace("-", "_"): word.partition("=")[2]
+        for word in words[::2]
+    }
     parsed = parse_arguments(FLAGS, words)
     apply_environment(FLAGS, parsed, environment)
     for flag in FLAGS:
@@ -49,7 +52,7 @@ def cni_plugin(data: bytes) -> None:
     names = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH")
     environment = {name: cut.piece().decode("utf-8", "surrogateescape").replace("\0", "") for name in names}
     before, out = (sys.stdin, sys.stdout), io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # noqa: S108  # in memory
+    with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # in memory
         text = cut.rest().decode("utf-8", "surrogateescape")
         # Only where it can do no harm: its files are in the directory, and no delegate is found.
         environment["CNI_PATH"] = environment["CNI_PATH"] and f"{directory}/no-plugins"

@@ -126,7 +126,9 @@ def answers(data: bytes) -> None:
 ))  # fmt: skip
 def nftables_notices(data: bytes) -> None:
     """Any buffer: an answer in words or none, and never an error."""
-    assert isinstance(nfmonitor.concerns(data, lambda family, table, chain: family == socket.AF_INET or bool(chain)), str)
+    assert isinstance(
+        nfmonitor.concerns(data, lambda family, table, chain: family == socket.AF_INET or bool(chain)), str
+    )
     assert isinstance(nfmonitor.concerns(data, lambda family, table, chain: False), str)
 
 

@@ -21,10 +21,20 @@ from wincey.programs.openvswitch.database import Database
 from wincey.programs.openvswitch.host import OvsError
 from wincey.programs.strongswan import vici
 
-_SAS: dict[str, Any] = {"wincey": {"uniqueid": "1", "state": "ESTABLISHED", "child-sas": {"a": {"local-ts": ["10.3.1.0/24"]}}}}
+_SAS: dict[str, Any] = {
+    "wincey": {"uniqueid": "1", "state": "ESTABLISHED", "child-sas": {"a": {"local-ts": ["10.3.1.0/24"]}}}
+}
 
 
-@target("vici", ValueError, seeds=(vici.packet(vici.RESPONSE, message={"success": "yes"}), vici.packet(vici.EVENT, "list-sa", _SAS), vici.packet(vici.EVENT, "x", {"a": ["b", "c"]}) * 2))
+@target(
+    "vici",
+    ValueError,
+    seeds=(
+        vici.packet(vici.RESPONSE, message={"success": "yes"}),
+        vici.packet(vici.EVENT, "list-sa", _SAS),
+        vici.packet(vici.EVENT, "x", {"a": ["b", "c"]}) * 2,
+    ),
+)
 def vici_packets(data: bytes) -> None:
     """Packets of charon: whole ones come out, what is none is a ValueError, and what is taken is written as it was."""
     buffer = bytearray(data)
@@ -52,21 +62,29 @@ def ovsdb(data: bytes) -> None:
         changes: list[int] = []
         database = Database("/x", lambda: changes.append(1))
         reader = asyncio.StreamReader()
-        database._writer = SimpleNamespace(write=lambda _: None, close=lambda: None)  # type: ignore[assignment]  # pretended
-        database._reader = asyncio.create_task(database._read(reader))
-        call = asyncio.create_task(database._call("monitor", []))
-        await asyncio.sleep(0)
-        while cut.left:
-            reader.feed_data(cut.bytes(200))
-            await asyncio.sleep(0)
-        reader.feed_eof()
-        await asyncio.wait([database._reader])
-        assert database._reader.exception() is None, database._reader.exception()
+
+        async def feed() -> None:
+            while cut.left:
+                reader.feed_data(cut.bytes(200))
+                await asyncio.sleep(0.01)
+            reader.feed_eof()
+
+        async def opened(_path: str) -> tuple[Any, Any]:
+            feeding.append(asyncio.create_task(feed()))
+            return reader, SimpleNamespace(write=lambda _: None, close=lambda: None)
+
+        feeding: list[asyncio.Task[None]] = []
+        before, asyncio.open_unix_connection = asyncio.open_unix_connection, opened
         try:
-            database.replica.update(await call)
+            await database.connect()
+        finally:
+            asyncio.open_unix_connection = before
+            await asyncio.wait(feeding)
+            assert database._reader
+            await asyncio.wait([database._reader])
+            assert database._reader.exception() is None, database._reader.exception()
             assert isinstance(database.replica.objects(), dict)
             assert isinstance(database.replica.root, dict)
-        finally:
             await database.close()
 
     play(scene)
@@ -126,7 +144,7 @@ def wireguard_go(data: bytes) -> None:
         try:
             read(data)
         except WireguardError as error:
-            assert "1111111111" not in str(error)
+            assert "1111111111" not in str(error)  # noqa: PT017  # this is no test of pytest's
 
 
 @target("command", BadConfig, CommandFailed, seeds=[pieces(key, value) for key, value in (
@@ -138,7 +156,9 @@ def command(data: bytes) -> None:
     cut = Cut(data)
     key, value = cut.piece().decode(errors="replace"), cut.piece().decode(errors="replace")
     quoted = '"' + key.replace("\\", "").replace('"', "") + '"'
-    options = NetworkConfig.parse('{"Network":"10.3.0.0/16","Backend":{"Type":"extension",%s:%s}}' % (quoted, value)).backend
+    options = NetworkConfig.parse(
+        '{"Network":"10.3.0.0/16","Backend":{"Type":"extension",%s:%s}}' % (quoted, value)
+    ).backend
     for name in ("PreStartupCommand", "SubnetAddCommand"):
         found = Command.read(options, name)
         if found is None:
@@ -161,5 +181,3 @@ def command_output(data: bytes) -> None:
     said = running._one_line(data.decode(errors="replace") * 9, data.decode(errors="replace"))
     assert len(said) <= 603
     assert "\n" not in said
-
-

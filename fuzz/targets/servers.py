@@ -22,7 +22,7 @@ from wincey.server.access import Access
 from wincey.server.api import Api
 from wincey.store.sqlite import SqliteStore
 
-_TOKEN = "fuzz-token-0123456789"  # noqa: S105  # it opens nothing
+_TOKEN = "fuzz-token-0123456789"  # it opens nothing
 
 
 class Wire(asyncio.Transport):
@@ -145,7 +145,7 @@ def remote_api(data: bytes) -> None:
     cut = Cut(data)
 
     async def scene() -> None:
-        with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # noqa: S108  # in memory
+        with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # in memory
             store = SqliteStore(f"{directory}/store")
             await store.create("/n/config", b'{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}}', None)
             await store.create("/n/subnets/10.3.77.0-24", _LEASE.replace("0.2.7", "0.2.77").encode(), 3600)
@@ -167,7 +167,7 @@ def remote_api(data: bytes) -> None:
 async def _ask(api: Api, cut: Cut) -> None:
     method = chosen(cut, ("GET", "POST", "PUT", "DELETE", "PATCH"))
     path, body, header = cut.piece().decode("latin-1"), cut.piece(), cut.piece().decode("latin-1")
-    fields = {name: header for name in ("wincey-wish", "wincey-formerly", "wincey-address")}
+    fields = dict.fromkeys(("wincey-wish", "wincey-formerly", "wincey-address"), header)
     if header.startswith("host "):
         fields["wincey-host"] = header[5:]
     try:
@@ -197,7 +197,13 @@ class _Source:
         return [] if network is None else await self.peers(network)
 
 
-@target("local-api", seeds=[pieces("GET", "/v1/" + path) for path in ("status", "peers?network=blue", "explain?address=10.3.1.1", "openapi.json", "x")])
+@target(
+    "local-api",
+    seeds=[
+        pieces("GET", "/v1/" + path)
+        for path in ("status", "peers?network=blue", "explain?address=10.3.1.1", "openapi.json", "x")
+    ],
+)
 def local_api(data: bytes) -> None:
     """The local API and the health endpoints: JSON or text for any request."""
     cut = Cut(data)
@@ -264,9 +270,11 @@ def docker_plugin(data: bytes) -> None:
         raise StoreUnavailable("there is none")
 
     async def call() -> None:
-        with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # noqa: S108  # in memory
+        with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # in memory
             env = Path(directory) / "subnet.env"
-            env.write_text("FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+            env.write_text(
+                "FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+            )
             file = StateFile(f"{directory}/state.json")
             blocks = Blocks("engine", "/n", opened, random.Random(1))
             driver = Driver(file, Fabrics(str(env), f"{directory}/networks"), blocks)

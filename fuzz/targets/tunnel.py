@@ -17,9 +17,19 @@ _PEERS = PEER.pack(b"\x0a\3\5\0", 24, b"\xc0\0\2\2") + PEER.pack(b"\x0a\3\6\0", 
 _OUTER = ("192.0.2.2", "192.0.2.3", "203.0.113.9")
 
 
-def _packet(source: bytes = b"\x0a\3\5\1", destination: bytes = b"\x0a\3\1\1", *, ttl: int = 64, fragment: int = 0, options: bytes = b"", body: bytes = b"\x08\0\0\0ping") -> bytes:
+def _packet(
+    source: bytes = b"\x0a\3\5\1",
+    destination: bytes = b"\x0a\3\1\1",
+    *,
+    ttl: int = 64,
+    fragment: int = 0,
+    options: bytes = b"",
+    body: bytes = b"\x08\0\0\0ping",
+) -> bytes:
     length = 20 + len(options) + len(body)
-    head = struct.pack("!BBHHHBBH4s4s", 0x40 | (20 + len(options)) // 4, 0, length, 1, fragment, ttl, 1, 0, source, destination)
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x40 | (20 + len(options)) // 4, 0, length, 1, fragment, ttl, 1, 0, source, destination
+    )
     return head + options + body
 
 
@@ -67,7 +77,7 @@ def packets(data: bytes) -> None:
     ones always do, the table stays as it was, and every packet is counted once."""
     cut, arriving = Cut(data), list[tuple[bytes, tuple[str, int]]]()
     while cut.left and len(arriving) < 60:
-        arriving.append((_of(cut)))
+        arriving.append(_of(cut))
     good = (_packet(), ("192.0.2.2", 8285))
     arriving = [good, *arriving, good]
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -150,7 +160,11 @@ def outbound(data: bytes) -> None:
         far.close()
 
 
-@target("tunnel-table", ValueError, seeds=(_PEERS, _PEERS + PEER.pack(b"\x0a\3\5\0", 24, bytes(4)), PEER.pack(bytes(4), 0, b"\1\2\3\4")))
+@target(
+    "tunnel-table",
+    ValueError,
+    seeds=(_PEERS, _PEERS + PEER.pack(b"\x0a\3\5\0", 24, bytes(4)), PEER.pack(bytes(4), 0, b"\1\2\3\4")),
+)
 def table(data: bytes) -> None:
     """Records: refused as a whole or taken; what is written reads the same, and look-ups agree with a plain search."""
     known = PeerTable()
@@ -172,7 +186,11 @@ def table(data: bytes) -> None:
         assert known.lookup(address) == (max(fits)[1] if fits else None)
 
 
-@target("tunnel-control", ValueError, seeds=(encode({"do": "show", "peers": True}), encode({"do": "peers"}, _PEERS), encode({"do": "stop"}) * 2))
+@target(
+    "tunnel-control",
+    ValueError,
+    seeds=(encode({"do": "show", "peers": True}), encode({"do": "peers"}, _PEERS), encode({"do": "stop"}) * 2),
+)
 def control(data: bytes) -> None:
     """Frames: whole ones come out in order, a bad one is a ValueError, and the buffer never grows."""
     buffer, size = bytearray(data), len(data)

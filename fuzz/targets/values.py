@@ -12,7 +12,8 @@ from wincey.agent.planner import Planner, Policy
 from wincey.agent.statefile import State
 from wincey.backends.base import HostFacts
 from wincey.backends.catalogue import BACKENDS, make
-from wincey.backends.static import BadHosts, find_self, others, plan as plan_static, read_hosts
+from wincey.backends.static import BadHosts, find_self, others, read_hosts
+from wincey.backends.static import plan as plan_static
 from wincey.cni.netconf import delegate_config, parse_netconf
 from wincey.cni.protocol import CniError
 from wincey.cni.subnetenv import parse_subnet_env
@@ -89,7 +90,9 @@ def config(data: bytes) -> None:
         return
 
 
-@target("lease-key", BadLease, seeds=("10.3.1.0-24", "10.3.1.0-24&fd00:1::-64", "0.0.0.0-0&fd00:1::-64", "x/10.3.1.0-24"))
+@target(
+    "lease-key", BadLease, seeds=("10.3.1.0-24", "10.3.1.0-24&fd00:1::-64", "0.0.0.0-0&fd00:1::-64", "x/10.3.1.0-24")
+)
 def lease_key(data: bytes) -> None:
     """A key that is taken is written as one that reads the same."""
     key = LeaseKey.parse(data.decode("utf-8", "backslashreplace"))
@@ -132,16 +135,21 @@ def plan(data: bytes) -> None:
             assert str(item)
             hash(item.key)
     except BadLease as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017  # this is no test of pytest's
 
 
-@target("lease-data", seeds=[bytes([number]) + pieces(value) for number in range(len(BACKENDS)) for value in _VALUES[:4]])
+@target(
+    "lease-data", seeds=[bytes([number]) + pieces(value) for number in range(len(BACKENDS)) for value in _VALUES[:4]]
+)
 def lease_data(data: bytes) -> None:
     """The same with a config that is right, so that each backend sees what a foreign lease may tell it."""
     cut = Cut(data)
     kind = chosen(cut, sorted(BACKENDS))
     value = cut.piece()
-    text = next((text for text in _CONFIGS if f'"Type": "{kind}"' in text), '{"Network": "10.3.0.0/16", "Backend": {"Type": "%s"}}' % kind)
+    text = next(
+        (text for text in _CONFIGS if f'"Type": "{kind}"' in text),
+        '{"Network": "10.3.0.0/16", "Backend": {"Type": "%s"}}' % kind,
+    )
     plan(pieces(text, "10.3.5.0-24", value))
 
 
@@ -156,7 +164,7 @@ class _Store:
     async def read_all(self, prefix: str) -> Listing:
         return Listing([each for each in self._entries if each.key.startswith(prefix)], 9)
 
-    async def watch(self, prefix: str, after: int):  # type: ignore[no-untyped-def]  # noqa: ANN201  # an async generator
+    async def watch(self, prefix: str, after: int):  # type: ignore[no-untyped-def]  # an async generator
         yield [Change(each.key, each) for each in self._entries if each.key.startswith(prefix)]
 
 
@@ -225,10 +233,15 @@ def subnet_env(data: bytes) -> None:
     parse_subnet_env(text, "/x")
 
 
-@target("state-file", seeds=('{"devices":["flannel.1"],"networks":["10.3.0.0/16"],"macs":{"flannel.1":"0e:2a:00:00:00:02"},"parts":["bgp"]}',))
+@target(
+    "state-file",
+    seeds=(
+        '{"devices":["flannel.1"],"networks":["10.3.0.0/16"],"macs":{"flannel.1":"0e:2a:00:00:00:02"},"parts":["bgp"]}',
+    ),
+)
 def state_file(data: bytes) -> None:
     """A state file that somebody spoilt is made anew, never an end of the daemon."""
-    with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # noqa: S108  # a memory file system
+    with tempfile.TemporaryDirectory(prefix="wincey-fuzz-", dir="/dev/shm") as directory:  # a memory file system
         file = Path(directory) / "wincey" / "subnet" / "state.json"
         file.parent.mkdir(parents=True)
         file.write_bytes(data)
@@ -244,14 +257,18 @@ def state_file(data: bytes) -> None:
 def cni_netconf(data: bytes) -> None:
     """A runtime's config to the delegate's."""
     conf = parse_netconf(data)
-    env = parse_subnet_env("FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", "/x")
+    env = parse_subnet_env(
+        "FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", "/x"
+    )
     made = delegate_config(conf, env)
     assert made["ipam"]["ranges"] == [[{"subnet": "10.3.1.0/24"}]]
     assert "/" not in conf.name
     assert "/" not in conf.network
 
 
-@target("hosts-list", BadHosts, seeds=("192.0.2.1 10.3.1.0/24 a\n192.0.2.2 10.3.2.0/24\n# x\nfd01::2 fd00:3:0:2::/64 b\n",))
+@target(
+    "hosts-list", BadHosts, seeds=("192.0.2.1 10.3.1.0/24 a\n192.0.2.2 10.3.2.0/24\n# x\nfd01::2 fd00:3:0:2::/64 b\n",)
+)
 def hosts_list(data: bytes) -> None:
     """A list of static routes: what is taken has no two hosts for an address."""
     hosts = read_hosts(data.decode(errors="replace"), "list")

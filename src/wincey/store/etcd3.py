@@ -26,7 +26,7 @@ from wincey.http.client import HttpClient, Interrupted
 from wincey.model.errors import HistoryLost, KeyConflict, KeyExists, StoreError, StoreUnavailable
 from wincey.store.endpoints import CALL_DEADLINE, Endpoints, MakeClient, jitter
 from wincey.store.etcd3_wire import KEEP_ALIVE, LEASE, RANGE, TXN, WATCH, KeyValue, Lines, StreamFault, key_text
-from wincey.store.gateway import Gateway, GatewayError, StaleToken, decode
+from wincey.store.gateway import Gateway, GatewayError, StaleToken, decode, first_result
 from wincey.store.kv import Change, Entry, Listing, OutageCallback
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class Etcd3Store:
 
         async def attempt(client: HttpClient, uncertain: bool) -> tuple[bool, KeyValue | None]:
             answer = await self._gateway.call(client, "kv/txn", body, TXN, repeat=False)
-            result = answer.responses[0]
+            result = first_result(answer, client)
             if answer.succeeded and result.response_delete_range:
                 gone = result.response_delete_range.prev_kvs
                 return bool(gone) or uncertain, gone[0] if gone else None
@@ -206,7 +206,7 @@ class Etcd3Store:
             answer = await self._gateway.call(client, "kv/txn", body, TXN, repeat=False)
             if answer.succeeded:
                 return answer.header.revision
-            found = answer.responses[0].response_range
+            found = first_result(answer, client).response_range
             if uncertain and found and found.kvs and (found.kvs[0].value, found.kvs[0].lease) == (value, lease):
                 return found.kvs[0].mod_revision  # the earlier attempt, whose answer was lost
             return 0

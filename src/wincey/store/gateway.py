@@ -17,7 +17,7 @@ import msgspec
 from wincey.http.client import HttpClient, Stream
 from wincey.model.errors import UNREADABLE, StoreDenied, StoreError, StoreUnavailable
 from wincey.store.endpoints import NoSuchApi
-from wincey.store.etcd3_wire import StreamFault
+from wincey.store.etcd3_wire import Result, StreamFault, TxnAnswer
 
 T = TypeVar("T")
 
@@ -173,3 +173,10 @@ def decode(decoder: msgspec.json.Decoder[T], answer: bytes, client: HttpClient) 
     except UNREADABLE as error:
         text = f"{client.url}: this is no answer of etcd v3 ({error}): {answer[:200]!r}"
         raise GatewayError(_UNKNOWN, text) from None
+
+
+def first_result(answer: TxnAnswer, client: HttpClient) -> Result:
+    """Of a transaction, whose branches each have one request; raises GatewayError when it is not there."""
+    if not answer.responses:
+        raise GatewayError(_UNKNOWN, f"{client.url}: this is no answer of etcd v3: a transaction without a result")
+    return answer.responses[0]

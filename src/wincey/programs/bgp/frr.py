@@ -121,9 +121,10 @@ def sessions(text: str) -> dict[Address, Session]:
     found = {}
     for family in families.values() if isinstance(families, dict) else ():
         peers = family.get("peers") if isinstance(family, dict) else None
-        for address, peer in (peers or {}).items():
+        for address, peer in peers.items() if isinstance(peers, dict) else ():
+            state = peer.get("state") if isinstance(peer, dict) else None
             try:
-                found[parse_address(address)] = Session(str(peer.get("state", "unknown")))
+                found[parse_address(address)] = Session(str(state or "unknown"))
             except BadAddress:
                 continue  # a neighbour by interface: none of ours
     return found

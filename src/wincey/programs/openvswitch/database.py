@@ -18,6 +18,9 @@ DATABASE = "Open_vSwitch"
 DEADLINE = 10.0
 """Seconds for an answer, and for ovs-vswitchd to do what the database asks for."""
 
+_NOT_OVSDB = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading a message raises that is JSON and none of the protocol's."""
+
 
 class Database:
     """One connection. changed: called when the replica has changed, and when the connection has ended."""
@@ -44,7 +47,11 @@ class Database:
             raise OvsError(unreachable(error.strerror or str(error))) from None
         self._reader = asyncio.create_task(self._read(reader), name="OVSDB")
         tables = {table: {"columns": list(columns)} for table, columns in COLUMNS.items()}
-        self.replica.update(await self._call("monitor", [DATABASE, None, tables]))
+        answer = await self._call("monitor", [DATABASE, None, tables])
+        try:
+            self.replica.update(answer)
+        except _NOT_OVSDB:
+            raise OvsError(unreachable("what answers there is no OVSDB server")) from None
 
     async def transact(self, operations: Sequence[Operation]) -> None:
         """Commit operations and wait until ovs-vswitchd has followed. Raises OvsError."""
@@ -104,7 +111,7 @@ class Database:
             while data := await reader.read(1 << 16):
                 for message in splitter.feed(data):
                     self._take(message)
-        except (OSError, *UNREADABLE) as error:
+        except (OSError, *UNREADABLE, *_NOT_OVSDB) as error:
             why = str(error)
         finally:
             for answer in self._answers.values():
