@@ -256,7 +256,7 @@ class Network:
         while True:
             snapshot = await self._patiently(self.registry.snapshot)
             try:
-                self.prepared = await self._preparation.consider(snapshot)
+                self.prepared = await self._preparation.consider(snapshot, self._lease)
                 return self.prepared, snapshot
             except (BadConfig, NotJoinable) as error:
                 if self.prepared:
@@ -411,6 +411,8 @@ class Network:
         if update.bad:
             self._peers.put_bad(update.bad)
         elif update.lease:
+            if update.lease.created < self._lease.created and self._preparation.is_double(update.lease):
+                return f"the lease {update.lease.key} has the MAC address of this host"
             self._peers.put(update.key, update.lease)
         else:
             self._peers.remove(update.key, COMES_BACK)

@@ -37,11 +37,19 @@ class Macs(dict[str, MacAddress]):
         self._rng = rng
 
     def __missing__(self, device: str) -> MacAddress:
+        stem = device.rpartition(".")[0]
+        self[device] = next((known for name, known in self.items() if name.rpartition(".")[0] == stem), self._random())
+        return self[device]
+
+    def change(self, mac: MacAddress) -> None:
+        """Another host has this one: the devices that have it get another one."""
+        new = self._random()
+        self.update({device: new for device, known in self.items() if known == mac})
+
+    def _random(self) -> MacAddress:
         mac = bytearray(self._rng.randbytes(6))
         mac[0] = (mac[0] & 0xFE) | 0x02
-        stem = device.rpartition(".")[0]
-        self[device] = next((known for name, known in self.items() if name.rpartition(".")[0] == stem), bytes(mac))
-        return self[device]
+        return bytes(mac)
 
 
 class _File(msgspec.Struct):
