@@ -9,6 +9,7 @@ packets flow on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -367,7 +368,9 @@ class Network:
         assert self.prepared
         told = ""
         while True:
-            await self._host_changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN if told else None):  # nothing tells when what was in the way is gone
+                    await self._host_changed.wait()
             await asyncio.sleep(0.5)  # addresses mostly change in several steps
             self._host_changed.clear()
             try:
