@@ -4,7 +4,8 @@ For each backend and number of leases: a fresh network namespace with a real etc
 flanneld is started. Measured are the seconds from its start to READY=1 with everything in the kernel; the CPU time of a look at
 the whole host that finds nothing to do; milliseconds from a lease put to its route in the kernel (median); how far the kernel
 lags behind the store when 1,000 leases come at once, and when they go (peers have 1.5 s for coming back before anything of theirs
-is removed: that is in the second figure); resident memory; the share of a processor at rest. The same objects put in place by
+is removed: that is in the second figure), with the looks at the whole host that this led to; resident memory after the start and
+after all that; the share of a processor at rest. The same objects put in place by
 `ip -batch` and `bridge -batch` in the same namespace are the yardstick: a ratio in one run holds where seconds don't. Another
 daemon is measured in turn with `--peer NAME=COMMAND` (the command gets flannel's flags appended).
 
@@ -46,8 +47,10 @@ COLUMNS = {
     "added lag ms": ("churn_added_lag_ms", ".0f"),
     "gone lag ms": ("churn_removed_lag_ms", ".0f"),
     "CPU ms/change": ("churn_cpu_ms", ".2f"),
+    "audits": ("churn_audits", ".0f"),
     "at rest %": ("rest_percent", ".2f"),
     "resident MB": ("resident_mb", ".1f"),
+    "churned MB": ("churned_mb", ".1f"),
     "peak MB": ("peak_mb", ".1f"),
     "B/event": ("event_bytes", ".0f"),
     "start kB": ("start_kb", ".0f"),

@@ -91,12 +91,13 @@ def measure(command: Sequence[str], count: int, backend: str, rest: float, churn
                 figures["start_bytes"] = sum(wire())
                 figures["start_operations"] = sum(etcd.operations().values()) - sum(before.values())
                 figures["lease_to_route_ms"] = statistics.median(daemon.lease_to_route(etcd, count))
+                figures["resident_mb"] = daemon.memory()
                 # Other daemons have no such API.
                 if daemon.socket.exists():
                     figures["diff_cpu_ms"] = daemon.diff_cpu()
                 figures |= _churn(daemon, etcd, backend, churn)
                 figures |= _rest(daemon, rest, figures.get("diff_cpu_ms", 0.0))
-                figures["resident_mb"] = daemon.memory()
+                figures["churned_mb"] = daemon.memory()
                 figures["peak_mb"] = daemon.memory("VmHWM")
             finally:
                 daemon.stop()
@@ -108,7 +109,7 @@ def measure(command: Sequence[str], count: int, backend: str, rest: float, churn
 def _churn(daemon: Daemon, etcd: Etcd, backend: str, churn: int) -> dict[str, float]:
     """Leases added and removed: how long after the store has the last one the kernel has it."""
     peers = [Peer(number) for number in range(LAST_OF_PEERS - churn, LAST_OF_PEERS)]
-    before, cpu = wire()[0], daemon.cpu()
+    before, cpu, audits = wire()[0], daemon.cpu(), daemon.audits()
     notices = Notices()
     try:
         etcd.change(peers, backend=backend)
@@ -123,6 +124,7 @@ def _churn(daemon: Daemon, etcd: Etcd, backend: str, churn: int) -> dict[str, fl
         "churn_added_lag_ms": max(0.0, (added - stored) * 1e3),
         "churn_removed_lag_ms": max(0.0, (removed - gone) * 1e3),
         "churn_cpu_ms": (daemon.cpu() - cpu) * 1e3 / (2 * churn),
+        "churn_audits": daemon.audits() - audits,
         "event_bytes": (wire()[0] - before) / (2 * churn),
     }
 

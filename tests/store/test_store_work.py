@@ -50,7 +50,9 @@ async def test_leases_are_listed_in_pages_and_followed_without_asking(own_etcd: 
     seen: set[str] = set()
     for key in keys[:50]:
         lease = snapshot.leases[registry.lease_key(key)]
-        await store.replace(registry._entry(lease), ATTRS.encode(etcd_v2=False), None)  # without calls for its time limit
+        await store.replace(
+            registry._entry(lease), ATTRS.encode(etcd_v2=False), None
+        )  # without calls for its time limit
     own = since(own_etcd, before)
     before = calls(own_etcd)
     async for updates in watch:
