@@ -189,11 +189,19 @@ class Network:
         self._lease = acquired.lease
         if (acquired.snapshot.config or b"") != prepared.raw:
             raise _OutOfDate("the network config changed meanwhile")
+        if any(map(self._must_yield_to, acquired.snapshot.leases.values())):
+            raise _OutOfDate("another host came meanwhile and has the MAC address of this one")
         if claim := self._claim:  # what happened to it before the watch begins
             await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
         if moved or not early:
             await self._become(prepared, acquired.snapshot, patience)
         return acquired.snapshot.revision, attrs
+
+    def _must_yield_to(self, lease: Lease) -> bool:
+        assert self._lease
+        assert self.prepared
+        older = lease.created < self._lease.created and not self.prepared.identity.owns(lease.attrs)
+        return older and self._preparation.is_double(lease)
 
     def _keeps_its_lease(self, config: NetworkConfig, snapshot: Snapshot) -> bool:
         if self._lease is None or not config.allows(self._lease.key):
@@ -414,7 +422,7 @@ class Network:
         if update.bad:
             self._peers.put_bad(update.bad)
         elif update.lease:
-            if update.lease.created < self._lease.created and self._preparation.is_double(update.lease):
+            if self._must_yield_to(update.lease):
                 return f"the lease {update.lease.key} has the MAC address of this host"
             self._peers.put(update.key, update.lease)
         else:
