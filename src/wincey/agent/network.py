@@ -352,6 +352,8 @@ class Network:
             self._watch_lease(self._renewal),
             self._watch_host(),
         ]
+        if self._claim:
+            coroutines.append(self._claim.keep(self._settings.margin, self._rng))
         if self._again_in is not None:
             coroutines.append(self._wait(self._again_in * self._rng.uniform(0.75, 1.25)))
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
