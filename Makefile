@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check docs bench fresh clean
+.PHONY: help setup demo test check docs bench soak fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -29,14 +29,30 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q -n 2 -m "not root and not etcd and not slow and not vm" $(ARGS)
 
+fuzz: ## Fuzz what comes from outside: make fuzz ARGS="--seconds 60 [TARGET...]"; ARGS=--list says which there are
+	@scripts/setup.sh check
+	@$(BIN)/python -m fuzz $(ARGS)
+
+audit: ## Look over the dependencies: lock files, installed files, licences, vulnerabilities where they can be asked for
+	@scripts/setup.sh check
+	@$(BIN)/python scripts/audit.py $(ARGS)
+
+sbom: ## Write what Wincey is made of to dist/sbom.cdx.json (CycloneDX)
+	@scripts/setup.sh check
+	@$(BIN)/python scripts/sbom.py dist/sbom.cdx.json
+
 docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
+bench: ## Measure the control plane from 100 to 10,000 leases, and the CNI plugin's cost (root); ARGS=--quick for the short form
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 	@$(BIN)/python benchmarks/cni.py
+
+soak: ## Half an hour at 10,000 leases with churn: memory flat, kernel as the store (root); ARGS="--minutes 5" for less
+	@scripts/setup.sh test
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh

@@ -481,3 +481,26 @@ async def test_the_store_lost_everything(world):
         await until(back)
         await asyncio.sleep(0.3)  # longer than the patience with a single peer
         assert "10.3.200.0/24" in agent.routes()
+
+
+async def test_a_copied_machine_gets_a_mac_address_of_its_own(world):
+    """Its state file is that of the original, and peers know one host only by each MAC address."""
+    copy = Agent(world, 2)
+    copy.state.macs["flannel.1"] = bytes.fromhex("0e0000000009")
+    await world.put_peer("10.3.200.0-24")
+    async with copy.living():
+        await until(lambda: copy.is_ready)
+        mac = copy.links()["flannel.1"].mac
+        assert mac != bytes.fromhex("0e0000000009")
+        assert (await world.leases())[copy.key].attrs.backend_data.endswith(b'"%s"}' % mac.hex(":").encode())
+
+
+async def test_of_two_copies_that_join_at_once_the_later_one_changes_its_mac_address(world):
+    first, second = Agent(world, 1), Agent(world, 2)
+    for agent in (first, second):
+        agent.state.macs["flannel.1"] = bytes.fromhex("0e0000000009")
+    async with first.living(), second.living():
+        await until(lambda: first.is_ready and second.is_ready)
+        await until(lambda: first.links()["flannel.1"].mac != second.links()["flannel.1"].mac)
+        older = min((await world.leases()).values(), key=lambda lease: lease.created)
+        assert b"0e:00:00:00:00:09" in older.attrs.backend_data

@@ -1,6 +1,7 @@
 """Two hosts with one public address, on a real store."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -113,3 +114,20 @@ async def test_what_was_there_before_our_claim_is_no_attack(stores, caplog):
     await claim.seen(before)
     assert "tries to use" not in caplog.text
     assert Host.decode((await stores[0].get(KEY)).value) == FIRST
+
+
+async def test_a_claim_that_is_kept_neither_ends_nor_wakes_anybody(stores, monkeypatch):
+    """Through several of its lives, and a restart of its host."""
+    monkeypatch.setattr(claims, "TTL", 1.0)
+    claim, task = await holder(stores[0])
+    listing = await stores[1].read_all("/net/")
+    keeping = asyncio.create_task(claim.keep(0.5, random.Random(1)))
+    await asyncio.sleep(3.5)
+    await stop(keeping)
+    await Claim(stores[1], KEY, FIRST).stake()
+    assert (await stores[1].get(KEY)).revision >= listing.revision
+    await stores[1].create("/net/other", b"x", None)
+    seen = await anext(watching := stores[1].watch("/net/", listing.revision))
+    assert [change.key for change in seen] == ["/net/other"]
+    await watching.aclose()
+    await stop(task)

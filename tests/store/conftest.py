@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from support.etcd import EtcdServer, require_etcd, require_etcd35
+from support.simulated_etcd import SimulatedEtcdBackend
 from support.stores import Backend, EtcdBackend, SqliteBackend, fresh_prefix
 from wincey.store.kv import KeyValueStore
 
 KINDS = [
     "sqlite",
+    "simulated etcd",
     pytest.param("etcd34 v3", marks=pytest.mark.etcd),
     pytest.param("etcd34 v2", marks=pytest.mark.etcd),
     pytest.param("etcd35 v3", marks=pytest.mark.etcd),
@@ -25,6 +27,8 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Shared by all tests of its kind, where it is a server: keep to `prefix`."""
     if request.param == "sqlite":
         return SqliteBackend(tmp_path / "store.db")
+    if request.param == "simulated etcd":
+        return SimulatedEtcdBackend()
     fixture, api = request.param.split()
     return EtcdBackend(request.getfixturevalue(fixture), int(api[1]))
 
@@ -36,6 +40,9 @@ def own_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Back
         file = SqliteBackend(tmp_path / "store.db")
         yield file
         file.resume()
+        return
+    if request.param == "simulated etcd":
+        yield SimulatedEtcdBackend()
         return
     version, api = request.param.split()
     server = EtcdServer(tmp_path / "etcd", require_etcd35() if version == "etcd35" else require_etcd())

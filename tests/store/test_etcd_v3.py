@@ -230,6 +230,25 @@ async def test_a_store_that_went_back_and_came_on_again_is_found_out(own_etcd: E
     await store.close()
 
 
+async def test_the_same_keys_at_the_same_revisions_in_another_history_are_found_out(
+    own_etcd: EtcdServer, prefix: str
+) -> None:
+    """After a loss each host puts its keys again: what comes back can look like what was there, and be something else."""
+    store = Etcd3Store([own_etcd.url])
+    start = (await store.read_all(prefix)).revision
+    await store.create(prefix + "a", b"1", 100.0)
+    async with watching(store, prefix, start) as watch:
+        await watch.until(1)
+        again = Etcd3Store([own_etcd.url])
+        own_etcd.kill()
+        own_etcd.wipe()
+        own_etcd.start()
+        await again.create(prefix + "a", b"1", 100.0)
+        await again.close()
+        assert isinstance(await watch.end(), HistoryLost)
+    await store.close()
+
+
 # Who we are
 
 

@@ -13,6 +13,7 @@ from wincey.backends.base import HostFacts
 from wincey.kernel.interfaces import connected_subnets, default_route_interface, read_interfaces, route_to
 from wincey.model.address import Address, MacAddress, Subnet
 from wincey.model.config import BackendOptions, NetworkConfig
+from wincey.model.errors import NotJoinable
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +40,21 @@ class HostLook:
         self._told = ""
 
     def __call__(self, config: NetworkConfig) -> HostFacts:
-        """Raises NotJoinable when no interface will do."""
-        interfaces = read_interfaces()
-        choice = choose(
-            interfaces,
-            ipv4=config.enable_ipv4,
-            ipv6=config.enable_ipv6,
-            default_route=default_route_interface,
-            route_to=route_to,
-            **msgspec.structs.asdict(self._wishes),
-        )
+        """Raises NotJoinable when no interface will do, and when the host can't be looked at."""
+        try:
+            interfaces = read_interfaces()
+            choice = choose(
+                interfaces,
+                ipv4=config.enable_ipv4,
+                ipv6=config.enable_ipv6,
+                default_route=default_route_interface,
+                route_to=route_to,
+                **msgspec.structs.asdict(self._wishes),
+            )
+            connected = self._connected(config)
+        except OSError as error:
+            reason = error.strerror or error
+            raise NotJoinable(f"the network interfaces of this host can't be read: {reason}") from error
         if choice.reason != self._told:
             log.info("%s", choice.reason)
             self._told = choice.reason
@@ -66,7 +72,7 @@ class HostLook:
             local_v6=choice.local_v6,
             public=choice.public,
             public_v6=choice.public_v6,
-            connected=self._connected(config),
+            connected=connected,
             macs=self._macs,
             kernel=_kernel(),
             known=self._known,

@@ -9,6 +9,7 @@ packets flow on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -188,11 +189,19 @@ class Network:
         self._lease = acquired.lease
         if (acquired.snapshot.config or b"") != prepared.raw:
             raise _OutOfDate("the network config changed meanwhile")
+        if any(map(self._must_yield_to, acquired.snapshot.leases.values())):
+            raise _OutOfDate("another host came meanwhile and has the MAC address of this one")
         if claim := self._claim:  # what happened to it before the watch begins
             await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
         if moved or not early:
             await self._become(prepared, acquired.snapshot, patience)
         return acquired.snapshot.revision, attrs
+
+    def _must_yield_to(self, lease: Lease) -> bool:
+        assert self._lease
+        assert self.prepared
+        older = lease.created < self._lease.created and not self.prepared.identity.owns(lease.attrs)
+        return older and self._preparation.is_double(lease)
 
     def _keeps_its_lease(self, config: NetworkConfig, snapshot: Snapshot) -> bool:
         if self._lease is None or not config.allows(self._lease.key):
@@ -256,7 +265,7 @@ class Network:
         while True:
             snapshot = await self._patiently(self.registry.snapshot)
             try:
-                self.prepared = await self._preparation.consider(snapshot)
+                self.prepared = await self._preparation.consider(snapshot, self._lease)
                 return self.prepared, snapshot
             except (BadConfig, NotJoinable) as error:
                 if self.prepared:
@@ -343,12 +352,14 @@ class Network:
             self._watch_lease(self._renewal),
             self._watch_host(),
         ]
+        if self._claim:
+            coroutines.append(self._claim.keep(self._settings.margin, self._rng))
         if self._again_in is not None:
             coroutines.append(self._wait(self._again_in * self._rng.uniform(0.75, 1.25)))
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return done.pop().result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(task for task in tasks if task.done()).result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -367,7 +378,9 @@ class Network:
         assert self.prepared
         told = ""
         while True:
-            await self._host_changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN if told else None):  # nothing tells when what was in the way is gone
+                    await self._host_changed.wait()
             await asyncio.sleep(0.5)  # addresses mostly change in several steps
             self._host_changed.clear()
             try:
@@ -411,6 +424,8 @@ class Network:
         if update.bad:
             self._peers.put_bad(update.bad)
         elif update.lease:
+            if self._must_yield_to(update.lease):
+                return f"the lease {update.lease.key} has the MAC address of this host"
             self._peers.put(update.key, update.lease)
         else:
             self._peers.remove(update.key, COMES_BACK)

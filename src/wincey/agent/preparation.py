@@ -14,8 +14,10 @@ from wincey.backends.base import Backend, HostFacts
 from wincey.backends.catalogue import make
 from wincey.backends.vxlan import published_macs
 from wincey.leasing.allocate import Identity
+from wincey.model.address import format_mac
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig
+from wincey.model.lease import Lease
 from wincey.store.registry import LeaseStore, Snapshot
 
 
@@ -64,8 +66,8 @@ class Preparation:
         self._ask, self._seat = ask, seat
         self._key, self._look, self._state, self._once = registry.config_key, look, state, once
 
-    async def consider(self, snapshot: Snapshot) -> Prepared:
-        """Raises BadConfig, UnknownBackend, NotJoinable, NetworkConflict."""
+    async def consider(self, snapshot: Snapshot, held: Lease | None = None) -> Prepared:
+        """Raises BadConfig, UnknownBackend, NotJoinable, NetworkConflict. held: the lease that this host has, if any."""
         if snapshot.config is None:
             raise BadConfig(no_config(self._key))
         config = NetworkConfig.parse(snapshot.config)
@@ -78,13 +80,35 @@ class Preparation:
             self._seat.take(config)
         for warning in config.backend.unknown_keys(("Type", *prepared.backend.keys)):
             self._once.warn(self._key, warning)
+
+        def is_own(lease: Lease) -> bool:
+            same = held is not None and (lease.key, lease.attrs) == (
+                held.key,
+                held.attrs,
+            )  # our address may have changed
+            return same or prepared.identity.owns(lease.attrs)
+
+        own = [lease for lease in snapshot.leases.values() if is_own(lease)]
+        for lease in own:
+            macs = published_macs(lease.attrs)
+            # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
+            self._state.macs.update(macs)
+            self._state.devices.update(macs)
+        since = min((lease.created for lease in own), default=None)
         for lease in snapshot.leases.values():
-            if prepared.identity.owns(lease.attrs):
-                macs = published_macs(lease.attrs)
-                # Peers know our devices by what our lease says, whoever wrote it: an earlier Wincey or flannel.
-                self._state.macs.update(macs)
-                self._state.devices.update(macs)
+            if (since is None or lease.created < since) and self.is_double(lease) and not is_own(lease):
+                for mac in published_macs(lease.attrs).values():
+                    self._state.macs.change(mac)
+                self._once.warn(
+                    str(lease.key),
+                    "its MAC address was that of this host, which has another one now (a copied machine?)",
+                )
         return prepared
+
+    def is_double(self, lease: Lease) -> bool:
+        """Whether a lease publishes a MAC address of ours. Peers know one host only by each, so the later one must yield."""
+        data = (lease.attrs.backend_data + lease.attrs.backend_v6_data).lower()
+        return any(format_mac(mac).encode() in data for mac in self._state.macs.values())
 
 
 def no_config(key: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from wincey.agent import memory
 from wincey.agent.desired import DesiredState
@@ -28,9 +28,16 @@ RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 
 
 class Reconciler:
-    """Applies a DesiredState through drivers, in their order."""
+    """Applies a DesiredState through drivers, in their order. cpu_time: seconds of CPU time used so far."""
 
-    def __init__(self, desired: DesiredState, drivers: Sequence[Driver], audit_every: float = AUDIT_EVERY) -> None:
+    def __init__(
+        self,
+        desired: DesiredState,
+        drivers: Sequence[Driver],
+        audit_every: float = AUDIT_EVERY,
+        *,
+        cpu_time: Callable[[], float] = time.process_time,
+    ) -> None:
         self.desired = desired
         self.scope = Scope()
         self.failures: dict[Key, Failure] = {}
@@ -42,7 +49,7 @@ class Reconciler:
         self.audits, self.audits_cost = 0, 0.0
         self.changed = 0
         """Objects made, changed or removed so far."""
-        self._drivers = drivers
+        self._drivers, self._cpu_time = drivers, cpu_time
         self._audit_every = audit_every
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -110,7 +117,7 @@ class Reconciler:
             await driver.close()
 
     async def _audit(self, why: str | None) -> None:
-        started = time.process_time()
+        started = self._cpu_time()
         actual = await self._observe()
         # Only now, as the plan may have changed while the drivers looked; the difference below covers it.
         planned = self.desired.take_changes()
@@ -118,7 +125,7 @@ class Reconciler:
         changes = diff(self.desired.objects, actual)
         if changes and self._settled.is_set():
             self._tell(changes, expected, actual, why)
-        self.audit_cost = time.process_time() - started
+        self.audit_cost = self._cpu_time() - started
         self.audited = time.monotonic()
         self.audits += 1
         self.audits_cost += self.audit_cost

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from wincey.model.address import MacAddress, Subnet, format_mac, parse_mac
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,19 @@ class Macs(dict[str, MacAddress]):
         self._rng = rng
 
     def __missing__(self, device: str) -> MacAddress:
+        stem = device.rpartition(".")[0]
+        self[device] = next((known for name, known in self.items() if name.rpartition(".")[0] == stem), self._random())
+        return self[device]
+
+    def change(self, mac: MacAddress) -> None:
+        """Another host has this one: the devices that have it get another one."""
+        new = self._random()
+        self.update({device: new for device, known in self.items() if known == mac})
+
+    def _random(self) -> MacAddress:
         mac = bytearray(self._rng.randbytes(6))
         mac[0] = (mac[0] & 0xFE) | 0x02
-        stem = device.rpartition(".")[0]
-        self[device] = next((known for name, known in self.items() if name.rpartition(".")[0] == stem), bytes(mac))
-        return self[device]
+        return bytes(mac)
 
 
 class _File(msgspec.Struct):
@@ -73,7 +81,7 @@ class State:
             self.devices, self.parts = set(read.devices), set(read.parts)
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.MsgspecError, BadAddress) as error:
+        except (OSError, *UNREADABLE, BadAddress) as error:
             log.warning("%s can't be read and is made anew: %s", self._path, error)
 
     def save(self) -> None:

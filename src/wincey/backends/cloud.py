@@ -18,7 +18,7 @@ from wincey.backends.alloc import AllocBackend
 from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTable, HostRef
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadConfig, BadLease
+from wincey.model.errors import UNREADABLE, BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object
 
@@ -129,6 +129,6 @@ def host_of(lease: Lease) -> HostRef:
     """The host that a lease names; raises BadLease."""
     try:
         data = msgspec.json.decode(lease.attrs.backend_data, type=_Data) if lease.attrs.backend_data else _Data()
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadLease(f"lease {lease.key}: its BackendData can't be read ({error})") from None
     return HostRef(data.InstanceID, lease.attrs.public_ip)

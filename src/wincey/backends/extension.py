@@ -15,7 +15,7 @@ from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.address import Address, Subnet, format_address
 from wincey.model.command import Command, CommandNetwork, CommandPeer, Environment
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadLease
+from wincey.model.errors import UNREADABLE, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import Object
 
@@ -104,5 +104,5 @@ def _data(lease: Lease) -> str:
         return ""
     try:
         return msgspec.json.decode(lease.attrs.backend_data, type=str)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadLease(f"extension data of lease {lease.key} is no text: {error}") from None

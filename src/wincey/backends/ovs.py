@@ -19,7 +19,7 @@ import msgspec
 from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.address import MacAddress, format_mac, parse_mac, single
 from wincey.model.config import BackendOptions, NetworkConfig
-from wincey.model.errors import BadAddress, BadConfig, BadLease
+from wincey.model.errors import UNREADABLE, BadAddress, BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.ovs import Datapath, Encapsulation, OvsBridge, OvsFlow, OvsTunnel
 from wincey.model.state import InterfaceAddress, Link, Neighbor, Object, Route, Sysctl
@@ -142,7 +142,7 @@ def read_data(data: bytes) -> BackendData:
     """Read a lease's BackendData; raises BadLease."""
     try:
         found = msgspec.json.decode(data, type=BackendData)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadLease(f"ovs lease data can't be read ({error}): {data[:200]!r}") from None
     if not 0 <= found.VNI <= 0xFFFFFF:
         raise BadLease(f"ovs lease data has the VNI {found.VNI}; it must be 0 to {0xFFFFFF}")

@@ -15,7 +15,7 @@ import msgspec
 from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.address import Address, MacAddress, Subnet, format_mac, parse_mac, single
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadAddress, BadConfig, BadLease
+from wincey.model.errors import UNREADABLE, BadAddress, BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import FdbEntry, InterfaceAddress, Link, Neighbor, Object, Route, Sysctl, Vxlan
 
@@ -57,7 +57,7 @@ def read_data(data: bytes) -> BackendData:
     """Read a lease's BackendData; raises BadLease."""
     try:
         return msgspec.json.decode(data, type=BackendData)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadLease(f"vxlan lease data can't be read ({error}): {data[:200]!r}") from None
 
 

@@ -19,7 +19,7 @@ import msgspec
 from wincey.backends.base import HostFacts, public_attrs
 from wincey.model.address import Address, Subnet, single
 from wincey.model.config import BackendOptions, NetworkConfig
-from wincey.model.errors import BadConfig, BadLease
+from wincey.model.errors import UNREADABLE, BadConfig, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.secret import Secret
 from wincey.model.state import InterfaceAddress, Link, Object, Route
@@ -191,7 +191,7 @@ def read_data(data: bytes) -> BackendData:
     """Read a lease's BackendData; raises BadLease."""
     try:
         found = msgspec.json.decode(data, type=BackendData)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadLease(f"wireguard lease data can't be read ({error}): {data[:200]!r}") from None
     if not 0 <= found.Port <= 65535:
         raise BadLease(f"wireguard lease data has the Port {found.Port}; it must be 1 to 65535")

@@ -26,6 +26,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run flanneld; returns the exit code (compatibility reference, section 1.4)."""
+    no_writing_by_others()
     try:
         options = load(arguments, environ)
     except WinceyError as error:
@@ -35,6 +36,11 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         sys.stderr.write(options)
         return 0
     return _start(options)
+
+
+def no_writing_by_others() -> None:
+    """Whatever umask we inherit: what we make is for us alone to write. Files that need more are given it by name."""
+    os.umask(os.umask(0o022) | 0o022)
 
 
 def _start(options: Options) -> int:

@@ -133,7 +133,7 @@ def describe(flags: Iterable[Flag], parsed: Parsed) -> str:
     for flag in flags:
         if flag.name in parsed.given:
             origin, text = parsed.given[flag.name]
-            shown = "***" if flag.secret else re.sub(r"//[^/@\s]*@", "//***@", text)
+            shown = "***" if flag.secret else _without_users(text)
             parts.append(f"--{flag.name}={shown}" + ("" if origin.startswith("--") else f" (from {origin})"))
     return " ".join(parts) or "all defaults"
 
@@ -198,7 +198,12 @@ def _integer(text: str) -> int:
 
 
 def _show(flag: Flag, text: str) -> str:
-    return "***" if flag.secret else repr(text)
+    return "***" if flag.secret else repr(_without_users(text))
+
+
+def _without_users(text: str) -> str:
+    """A text without what stands before the @ of a URL, which may be a password."""
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from wincey.cli import lab_output
+from wincey.cli.lab_chaos import chaos
 from wincey.cli.lab_options import make_spec, spec_options
 from wincey.cli.lab_vm import again_in_vm, vm, vm_option
 from wincey.lab.errors import LabError
@@ -57,12 +58,14 @@ def lab(ctx: click.Context, directory: Path) -> None:
       wincey lab up --daemon h2=/opt/flannel/flanneld --store etcd3     flannel on h2, ours elsewhere
       wincey lab down
       wincey lab vm -- uname -r                         a command in a virtual machine with Debian's kernel
+      wincey lab chaos etcd-leader-killed card-down     bad days on purpose, and what becomes of the packets
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
     extend_path()
     ctx.obj = directory.absolute()
 
 
 lab.add_command(vm)
+lab.add_command(chaos)
 
 
 @lab.command()

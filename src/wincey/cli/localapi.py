@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from wincey.http.client import HttpClient, HttpError
-from wincey.model.errors import UsageError, WinceyError
+from wincey.model.errors import UNREADABLE, UsageError, WinceyError
 from wincey.model.report import API, ErrorReport
 from wincey.model.socketpath import SOCKET_VARIABLE, of_networks, of_subnet_file
 
@@ -59,7 +59,7 @@ def ask(socket: str | None, what: str, kind: type[T], **query: str | None) -> tu
         return msgspec.json.decode(body, type=kind), body
     try:
         reason = msgspec.json.decode(body, type=ErrorReport).error
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         reason = f"{path} answers with HTTP status {status}: it is not a daemon's of this version"
     raise (UsageError if status in {400, 404} else WinceyError)(reason)
 

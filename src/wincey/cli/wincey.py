@@ -86,6 +86,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; the console script `wincey`."""
+    os.umask(os.umask(0o022) | 0o022)  # as flanneld: what we make nobody else may write
     try:
         code = cli.main(prog_name="wincey", standalone_mode=False)
         sys.stdout.flush()

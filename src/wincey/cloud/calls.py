@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,11 @@ from wincey.model.state import Key
 
 DEADLINE = 15.0
 """Seconds that a call may take: the rest of the host is not looked after meanwhile."""
+
+_NOT_THE_APIS = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading an answer raises that is JSON, and has not the form that the API's documents promise."""
+
+log = logging.getLogger(__name__)
 
 _WRITES = ("create", "replace", "delete")
 
@@ -75,6 +81,11 @@ class Calls:
         except TimeoutError:
             self._rest = own
             return own.failed(f"{self._table}: no answer in {DEADLINE:.0f} s", self._now())
+        except _NOT_THE_APIS as error:
+            self._rest = own
+            log.debug("an answer about the %s can't be read", self._table, exc_info=True)
+            why = f"{self._table}: the API's answer has not the form that it should have ({type(error).__name__}: {error})"
+            return own.failed(why[:300], self._now())
         own.worked(f"{self._table}: {kind}")
         return ""
 

@@ -31,7 +31,7 @@ from wincey.cloud.rest import Rest
 from wincey.cloud.table import CloudHost, Hosts, Step, Table, TableRoute
 from wincey.model.address import Subnet, format_address
 from wincey.model.cloud import CloudTable, HostRef
-from wincey.model.errors import BadAddress, NotJoinable
+from wincey.model.errors import UNREADABLE, BadAddress, NotJoinable
 
 ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
 """What gcloud calls it."""
@@ -73,7 +73,7 @@ async def ask_host(own: str) -> dict[str, str]:
     try:
         found = msgspec.json.decode(interfaces, type=list[_Interface])
         interface = next((each for each in found if each.ip == own), found[0])
-    except (msgspec.MsgspecError, IndexError):
+    except (*UNREADABLE, IndexError):
         raise NotJoinable(f"the {CLOUD} metadata server names no network interface of this instance") from None
     return {"project": project, "network": _last(interface.network), "instance": f"{zone}/{name}"}
 

@@ -22,7 +22,7 @@ import msgspec
 from wincey.cloud.errors import CloudDenied, CloudNotInstalled, CloudUnavailable
 from wincey.cloud.rest import Metadata
 from wincey.http.client import HttpClient, HttpError
-from wincey.model.errors import NotJoinable
+from wincey.model.errors import UNREADABLE, NotJoinable
 
 METADATA, KEY_FILE = "GCE_METADATA_HOST", "GOOGLE_APPLICATION_CREDENTIALS"
 CLOUD = "Compute Engine"
@@ -124,5 +124,5 @@ def _assertion(account: Mapping[str, Any], now: int) -> str:
 def _read(body: bytes) -> _Answer:
     try:
         return msgspec.json.decode(body, type=_Answer)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         raise CloudUnavailable(f"{CLOUD}: what should be an access token is none") from None

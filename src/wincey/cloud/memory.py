@@ -13,7 +13,7 @@ import msgspec
 
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.cloud import CloudTable, HostRef
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Memory:
             )
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, BadAddress) as error:
+        except (OSError, *UNREADABLE, BadAddress) as error:
             log.warning("%s can't be read: %s; cloud routes of an earlier run may be left", self._path, error)
             return None
 

@@ -16,7 +16,7 @@ import msgspec
 from wincey.cloud.errors import CloudDenied, CloudUnavailable
 from wincey.http.client import HttpClient, HttpError, Interrupted, Response
 from wincey.model.cloud import CloudTable
-from wincey.model.errors import NotJoinable
+from wincey.model.errors import UNREADABLE, NotJoinable
 
 ANSWER = 8.0
 """Seconds to wait for an answer."""
@@ -70,7 +70,7 @@ class Rest:
             raise CloudUnavailable(f"{self._cloud} does not answer: {error}") from error
         try:
             return response.status, msgspec.json.decode(response.body or b"{}", type=dict[str, Any])
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise CloudUnavailable(
                 f"{self._cloud}: {self.host} answers with status {response.status} and no JSON; is it the API?"
             ) from None

@@ -65,7 +65,12 @@ def encode(value: Any) -> bytes:
     for character, escape in _FOR_HTML.items():
         if character in text:
             text = text.replace(character, escape)
-    return text.encode()
+    try:
+        return text.encode()
+    except (
+        UnicodeEncodeError
+    ):  # half of a surrogate pair, or bytes of the environment that are no UTF-8; Go does the same
+        return "".join("\ufffd" if "\ud800" <= each <= "\udfff" else each for each in text).encode()
 
 
 def _encode(value: Any) -> str:

@@ -34,6 +34,7 @@ class StateDir:
         """Remember an attachment; raises CniError."""
         attachment = f"{network}\n{netns}\n{_identity(netns)}\n"
         draft = f"{self.path}/.{container}"
+        before = os.umask(0o022)  # the runtime's may be 0, and the delegate gets that one
         try:
             for directory in (self.path, f"{self.path}/{_ATTACHMENTS}"):
                 if not os.path.isdir(directory):
@@ -43,6 +44,8 @@ class StateDir:
             os.rename(draft, self.file(container))
         except OSError as error:
             raise CniError(INTERNAL, f"failed to save the state for DEL: {error}") from None
+        finally:
+            os.umask(before)
 
     def read(self, container: str) -> tuple[bytes, dict[str, Any]] | None:
         """A container's file, as it is and decoded; None when there is none. Raises ValueError for one that can't be read."""

@@ -25,7 +25,7 @@ from wincey.leasing.allocate import Identity, losers
 from wincey.leasing.allocate import Pool as Places
 from wincey.model.address import Subnet
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadAddress, BadConfig, BadLease, KeyConflict, KeyExists
+from wincey.model.errors import UNREADABLE, BadAddress, BadConfig, BadLease, KeyConflict, KeyExists
 from wincey.model.lease import LeaseAttrs, LeaseKey
 from wincey.store.kv import Entry, KeyValueStore
 from wincey.store.registry import Registry, Snapshot
@@ -165,7 +165,7 @@ def _record_key(registry: Registry, block: Subnet) -> str:
 
 
 def _decode(entry: Entry | None) -> _Record | None:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+    with contextlib.suppress(*UNREADABLE):
         return msgspec.json.decode(entry.value, type=_Record) if entry else None
     return None
 

@@ -23,6 +23,7 @@ from wincey.docker.fabric import Fabrics, Local
 from wincey.docker.rules import Rules, render
 from wincey.docker.state import Endpoint, Network, StateFile
 from wincey.model.address import format_mac, parse_address
+from wincey.model.errors import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Driver:
         kind, act = self.calls[method]
         try:
             request = msgspec.json.decode(body or b"{}", type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise Refused(f"{method}: the request can't be read: {error}") from None
         async with self._store_lock if kind in {docker.PoolRequest, docker.PoolId} else self._lock:
             return await act(request)

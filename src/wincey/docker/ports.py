@@ -12,7 +12,7 @@ from wincey.docker.errors import Refused
 from wincey.docker.protocol import PortBinding
 from wincey.docker.state import Port
 from wincey.model.address import parse_address
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _EPHEMERAL = range(32768, 61000)
@@ -24,7 +24,7 @@ def choose(bindings: Sequence[Any], taken: Sequence[Port]) -> list[Port]:
     for raw in bindings:
         try:
             binding = msgspec.convert(raw, PortBinding)
-        except msgspec.ValidationError as error:
+        except UNREADABLE as error:
             raise Refused(f"the published port {raw} can't be read: {error}") from None
         host_ip = _host_ip(binding.HostIP or "")
         if host_ip is None:

@@ -13,7 +13,7 @@ import uuid
 import msgspec
 
 from wincey.model.address import Subnet
-from wincey.model.errors import WinceyError
+from wincey.model.errors import UNREADABLE, WinceyError
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ class StateFile:
                 self.contents = msgspec.json.decode(file.read(), type=Contents)
         except FileNotFoundError:
             self.contents = Contents()
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise WinceyError(
                 f"the state file {path} can't be read: {error}; mend it, or move it away and make the docker networks anew"
             ) from None

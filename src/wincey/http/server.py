@@ -268,6 +268,8 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._task is None:
+            return  # one too many, or a TLS handshake that failed: it was never made
         for timer in self._timers:
             timer.cancel()
         self._server.closed(self)

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from wincey.kernel import rtnl
-from wincey.kernel.netlink import HEADER, Netlink
+from wincey.kernel.netlink import HEADER, MALFORMED, Netlink
 from wincey.kernel.objects import Names, Networks, is_candidate, neighbor, routes
 from wincey.model.address import Subnet
 from wincey.model.state import Changes, FdbEntry, InterfaceAddress, Key, Link, Neighbor, Object, Route, Scope
@@ -220,6 +220,8 @@ class Monitor:
             if error.errno != errno.ENOBUFS:
                 raise
             why = host = "notifications were lost"
+        except MALFORMED as error:
+            why = host = f"a notification can't be read ({type(error).__name__})"
         if why and self._changed:
             self._changed(why)
         if host and self._host_changed:

@@ -55,6 +55,9 @@ _SEQUENCE = struct.Struct("=I")
 _FLAGS = struct.Struct("=H")
 _CODE = struct.Struct("=i")
 
+MALFORMED = (struct.error, LookupError, ValueError)
+"""What the decoders of messages raise for one that is cut short or otherwise none of the kernel's."""
+
 Message = tuple[int, bytes, int, int]
 """A received message: its type, the datagram, and where in it the body starts and ends."""
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
+from typing import NoReturn
 
 import msgspec
 
-from wincey.model.errors import DuplicateHost, KeyConflict, KeyExists
+from wincey.leasing.timing import renew_in, retry_in
+from wincey.model.errors import UNREADABLE, DuplicateHost, KeyConflict, KeyExists, StoreError
 from wincey.model.lease import TTL
 from wincey.store.kv import Entry, KeyValueStore
 
@@ -43,7 +46,7 @@ class Host(msgspec.Struct, frozen=True):
         """Read a claim; one that can't be read is a host nobody knows."""
         try:
             return msgspec.json.decode(value, type=cls)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return cls("unknown host", value[:80].hex())
 
 
@@ -69,6 +72,10 @@ class Claim:
                     self._entry = await self._store.create(self._key, self._me.encode(), TTL)
                     return
                 holder = Host.decode(entry.value)
+                if holder == self._me and not entry.permanent:
+                    # A new value would wake every host of the cluster at each of our restarts.
+                    self._entry = await self._store.refresh(entry, TTL)
+                    return
                 self._entry = await self._store.replace(entry, self._me.encode(), TTL)
             except (KeyExists, KeyConflict):
                 continue  # somebody was faster: look again
@@ -92,10 +99,30 @@ class Claim:
                     " (--public-ip, --iface)"
                 )
 
+    async def keep(self, margin: float, rng: random.Random) -> NoReturn:
+        """Renew it in time, for ever; margin: seconds before its end.
+
+        It would be made again after its end, too, but that wakes every host of the cluster twice a day for each of them.
+        """
+        failures = 0
+        while True:
+            await asyncio.sleep(retry_in(failures, rng) if failures else renew_in(TTL, margin, rng))
+            entry = self._entry
+            try:
+                if entry:
+                    kept = await self._store.refresh(entry, TTL)
+                    if self._entry is entry:
+                        self._entry = kept
+                failures = 0
+            except KeyConflict:  # the watch tells what has become of it
+                failures = 0
+            except StoreError:
+                failures += 1
+
     async def seen(self, entry: Entry | None) -> None:
         """The claim changed in the store: put ours back if another host overwrote it, or if it is gone.
 
-        A claim that has expired, a day after it was staked, is one that is gone.
+        A claim that has expired, as one may while its host can't reach the store, is one that is gone.
         """
         if entry and self._entry and entry.revision < self._entry.revision:
             return  # as it was before we wrote it

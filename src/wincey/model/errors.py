@@ -6,6 +6,11 @@ command line.
 
 from __future__ import annotations
 
+import msgspec
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a text that is not what it should be: no JSON or of another form, no UTF-8, nested too deeply."""
+
 
 class WinceyError(Exception):
     """Base of every error we raise on purpose; its text is one line that a user can act on."""

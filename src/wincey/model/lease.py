@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from wincey.model.address import UNSPECIFIED_V4, Address, Subnet, format_address, parse_address
-from wincey.model.errors import BadAddress, BadLease
+from wincey.model.errors import UNREADABLE, BadAddress, BadLease
 
 TTL = 86_400.0
 """Seconds a lease lives unless renewed."""
@@ -98,7 +98,7 @@ class LeaseAttrs(msgspec.Struct, frozen=True, gc=False):
             v6 = parse_address(fields.PublicIPv6) if fields.PublicIPv6 else None
             if (v4 and len(v4) != 4) or (v6 and len(v6) != 16):
                 raise BadLease(f"lease value has an address of the wrong family: {value[:200]!r}")
-        except (msgspec.MsgspecError, BadAddress, UnicodeDecodeError, RecursionError) as error:
+        except (*UNREADABLE, BadAddress) as error:
             raise BadLease(f"lease value can't be read ({error}): {value[:200]!r}") from None
         return cls(
             public_ip=None if v4 == UNSPECIFIED_V4 else v4,

@@ -15,7 +15,7 @@ import msgspec
 
 from wincey.model.address import UNSPECIFIED_V4, Address, Subnet, format_address
 from wincey.model.config import NetworkConfig
-from wincey.model.errors import BadAddress, BadLease
+from wincey.model.errors import UNREADABLE, BadAddress, BadLease
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 
 HOST = "wincey-host"
@@ -138,7 +138,7 @@ def decode_attrs(body: bytes) -> LeaseAttrs:
     """Read the body of POST leases; raises BadLease."""
     try:
         return LeaseAttrs.decode(_compact(body))
-    except (msgspec.MsgspecError, BadLease) as error:
+    except (*UNREADABLE, BadLease) as error:
         raise BadLease(f"JSON decoding error: {error}") from None
 
 
@@ -151,7 +151,7 @@ def decode_lease(body: bytes) -> tuple[Lease, float | None]:
     """A lease, and when it expires (Unix time; None: never). Raises BadLease."""
     try:
         return _read_lease(msgspec.json.decode(_compact(body), type=_Lease))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadLease(f"JSON decoding error: {error}") from None
 
 
@@ -192,7 +192,7 @@ def decode_watched(body: bytes) -> Watched:
     try:
         result = msgspec.json.decode(body, type=_Result)
         cursor = int(result.cursor)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise ValueError(f"the answer to a watch can't be read: {error}") from None
     # flannel writes an empty snapshot as null, too.
     watched = Watched(None if result.events is None else [], [], cursor, [])
@@ -217,7 +217,7 @@ def decode_expirations(body: bytes) -> list[tuple[Lease, float | None]]:
     """The leases of a snapshot, each with when it expires (Unix time; None: never). Raises BadLease."""
     try:
         return [_read_lease(lease) for lease in msgspec.json.decode(body, type=_Result).snapshot or []]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadLease(f"JSON decoding error: {error}") from None
 
 
@@ -280,7 +280,7 @@ def owner(key: LeaseKey, attrs: LeaseAttrs) -> Address | None:
 def _read_networks(body: bytes) -> _Networks:
     try:
         return msgspec.json.decode(body, type=_Networks)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"the list of networks can't be read: {error}") from None
 
 

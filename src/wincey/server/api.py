@@ -20,6 +20,7 @@ from wincey.leasing.claims import Host
 from wincey.model import remote_api as wire
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.errors import (
+    UNREADABLE,
     BadAddress,
     BadLease,
     DuplicateHost,
@@ -209,7 +210,7 @@ class Api:
         try:
             wanted = msgspec.json.decode(request.body, type=wire.Reservation)
             subnet, address = Subnet.parse(wanted.Subnet), parse_address(wanted.PublicIP)
-        except (msgspec.MsgspecError, BadAddress, UnicodeDecodeError) as error:
+        except (*UNREADABLE, BadAddress) as error:
             raise BadLease(f"JSON decoding error: {error}") from None
         await network.reserve(subnet, LeaseAttrs(address))
         return Response(200)

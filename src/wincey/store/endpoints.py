@@ -14,7 +14,7 @@ import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from itertools import count
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from wincey.http.client import ConnectFailed, HttpClient, HttpError, TlsFailed
 from wincey.model.errors import BadOption, HistoryLost, StoreDenied, StoreError, StoreUnavailable, UsageError
@@ -112,19 +112,25 @@ def _readable(flag: str, path: str) -> None:
         raise UsageError(f"{flag} {path}: {error.strerror}") from None
 
 
-def _client(url: str, tls: ssl.SSLContext | None, connect_timeout: float, flag: str) -> HttpClient:
+def _client(url: str, tls: ssl.SSLContext | None, connect_timeout: float, flag: str, make: MakeClient) -> HttpClient:
     try:
-        return HttpClient(url, tls, connect_timeout=connect_timeout)
+        return make(url, tls, connect_timeout=connect_timeout)
     except ValueError as error:
         shown = re.sub(r"//[^/]*@", "//***@", url)  # perhaps with a password, which has flags of its own
         raise BadOption(f"{flag}: {shown}: {error}") from None
+
+
+class MakeClient(Protocol):
+    """Makes the client of one endpoint; raises ValueError for a URL that can't be used."""
+
+    def __call__(self, url: str, tls: ssl.SSLContext | None, *, connect_timeout: float) -> HttpClient: ...
 
 
 class Endpoints:
     """The clients of a store's endpoints, the one to ask first in front.
 
     connect_timeout: seconds for a connection with its TLS handshake. random: numbers of at least 0 and less than 1. what,
-    flag: what errors call an endpoint, and the flag that names it.
+    flag: what errors call an endpoint, and the flag that names it. make: what speaks HTTP.
     """
 
     def __init__(
@@ -136,11 +142,12 @@ class Endpoints:
         random: Callable[[], float] = jitter,
         what: str = "etcd endpoint",
         flag: str = "--etcd-endpoints",
+        make: MakeClient = HttpClient,
     ) -> None:
         self.random = random
         self._what = what
         self.outage: OutageCallback = lambda _reason: None
-        self._clients = [_client(url, tls, connect_timeout, flag) for url in urls]
+        self._clients = [_client(url, tls, connect_timeout, flag, make) for url in urls]
         self._closed = False
 
     def __str__(self) -> str:

@@ -18,13 +18,21 @@ import math
 import re
 import ssl
 from binascii import b2a_base64
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
 from wincey.http.client import HttpClient, Stream
-from wincey.model.errors import HistoryLost, KeyConflict, KeyExists, StoreDenied, StoreError, StoreUnavailable
+from wincey.model.errors import (
+    UNREADABLE,
+    HistoryLost,
+    KeyConflict,
+    KeyExists,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+)
 from wincey.store.endpoints import CALL_DEADLINE, Endpoints, NoSuchApi, jitter
 from wincey.store.kv import Change, Entry, Listing, OutageCallback
 
@@ -243,12 +251,12 @@ class Etcd2Store:
         return self._read(client, response.status, response.headers, response.body)
 
     def _read(self, client: HttpClient, status: int, headers: dict[str, str], body: bytes) -> tuple[_Answer, int]:
-        index = int(headers.get("x-etcd-index", "0"))
+        index = _index(headers)
         try:
             if status < 300:
                 return _answer.decode(body), index
             fault = _fault.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             raise self._unreadable(client, status, body) from None
         text = f"etcd at {client.url}: {fault.message}: {fault.cause} (errorCode {fault.error_code})"
         if fault.error_code == _NO_USER:
@@ -272,7 +280,7 @@ class Etcd2Store:
         while True:
             target = _target(prefix, recursive="true", wait="true", waitIndex=str(cursor[0] + 1))
             async with client.stream("GET", target, headers=self._headers) as stream:
-                index = int(stream.headers.get("x-etcd-index", "0"))
+                index = _index(stream.headers)
                 if stream.status == 200:
                     if index < cursor[0]:  # a member that lags, or a store that lost data
                         await self._check_past(client, prefix, cursor[0])
@@ -322,6 +330,12 @@ def _target(key: str, **query: str) -> str:
     # A prefix keeps its last slash: who may read /net/* may not read /net, as etcd compares.
     path = _quote(key.encode())
     return f"/v2/keys{path}" + ("?" + "&".join(f"{name}={value}" for name, value in query.items()) if query else "")
+
+
+def _index(headers: Mapping[str, str]) -> int:
+    """The store's index in an answer's headers, 0 where there is none that can be one."""
+    text = headers.get("x-etcd-index", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _form(value: bytes, ttl: float | None) -> bytes:

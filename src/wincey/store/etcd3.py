@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
@@ -25,9 +24,9 @@ import msgspec
 
 from wincey.http.client import HttpClient, Interrupted
 from wincey.model.errors import HistoryLost, KeyConflict, KeyExists, StoreError, StoreUnavailable
-from wincey.store.endpoints import CALL_DEADLINE, Endpoints, jitter
+from wincey.store.endpoints import CALL_DEADLINE, Endpoints, MakeClient, jitter
 from wincey.store.etcd3_wire import KEEP_ALIVE, LEASE, RANGE, TXN, WATCH, KeyValue, Lines, StreamFault, key_text
-from wincey.store.gateway import Gateway, GatewayError, StaleToken, decode
+from wincey.store.gateway import Gateway, GatewayError, StaleToken, decode, first_result
 from wincey.store.kv import Change, Entry, Listing, OutageCallback
 
 T = TypeVar("T")
@@ -39,18 +38,24 @@ _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
 
 
 class _Cursor(msgspec.Struct):
-    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`."""
+    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, and hang on `lease`.
+
+    Hosts that find a store restored from a snapshot put their keys again, often in the same order: only the lease, which has
+    a random id, tells the key from the one that had its revision before.
+    """
 
     revision: int
     key: bytes = b""
     key_revision: int = 0
+    lease: str = "0"
 
 
 class Etcd3Store:
     """A KeyValueStore on an etcd v3 cluster.
 
     urls: of its endpoints (see parse_endpoints). tls: for https ones. probe_interval: seconds of silence after which a watch
-    asks whether its endpoint still takes part in the cluster, give or take a quarter. random: for jitter, see Endpoints.
+    asks whether its endpoint still takes part in the cluster, give or take a quarter. random: for jitter and the ids of leases,
+    see Endpoints, as for `make`.
     """
 
     values_v2 = False
@@ -65,8 +70,9 @@ class Etcd3Store:
         deadline: float = CALL_DEADLINE,
         probe_interval: float = 60.0,
         random: Callable[[], float] = jitter,
+        make: MakeClient = HttpClient,
     ) -> None:
-        self._endpoints = Endpoints(urls, tls, random=random)
+        self._endpoints = Endpoints(urls, tls, random=random, make=make)
         self._gateway = Gateway(username, password)
         self._deadline = deadline
         self._probe_interval = probe_interval
@@ -92,6 +98,7 @@ class Etcd3Store:
             cursor = _Cursor(listing.revision)
             if newest:
                 cursor.key, cursor.key_revision = newest.key.encode(), newest.revision
+                cursor.lease = newest.handle or "0"
             self._newest[prefix] = cursor
             return listing
 
@@ -144,7 +151,7 @@ class Etcd3Store:
 
         async def attempt(client: HttpClient, uncertain: bool) -> tuple[bool, KeyValue | None]:
             answer = await self._gateway.call(client, "kv/txn", body, TXN, repeat=False)
-            result = answer.responses[0]
+            result = first_result(answer, client)
             if answer.succeeded and result.response_delete_range:
                 gone = result.response_delete_range.prev_kvs
                 return bool(gone) or uncertain, gone[0] if gone else None
@@ -199,7 +206,7 @@ class Etcd3Store:
             answer = await self._gateway.call(client, "kv/txn", body, TXN, repeat=False)
             if answer.succeeded:
                 return answer.header.revision
-            found = answer.responses[0].response_range
+            found = first_result(answer, client).response_range
             if uncertain and found and found.kvs and (found.kvs[0].value, found.kvs[0].lease) == (value, lease):
                 return found.kvs[0].mod_revision  # the earlier attempt, whose answer was lost
             return 0
@@ -219,7 +226,8 @@ class Etcd3Store:
     async def _grant(self, ttl: float | None) -> str:
         if ttl is None:
             return "0"
-        lease = str((int.from_bytes(os.urandom(8), "big") >> 1) | 1)
+        random = self._endpoints.random
+        lease = str(int(random() * 2**31) << 32 | int(random() * 2**32) | 1)
         try:
             await self._call("lease/grant", {"ID": lease, "TTL": max(1, math.ceil(ttl))}, LEASE)
         except GatewayError as error:
@@ -274,7 +282,8 @@ class Etcd3Store:
             if error.code == _OUT_OF_RANGE:  # compacted, or a revision that the store does not have yet
                 raise HistoryLost(f"cannot resume at revision {cursor.revision}: {error}") from error
             raise
-        if cursor.key and [known.mod_revision for known in found.kvs] != [cursor.key_revision]:
+        was = (cursor.key_revision, cursor.lease)
+        if cursor.key and [(known.mod_revision, known.lease) for known in found.kvs] != [was]:
             raise HistoryLost(f"{client.url}: the store at revision {cursor.revision} is not the one we knew")
 
     def _changes(self, line: bytes, cursor: _Cursor, client: HttpClient) -> list[Change]:
@@ -298,7 +307,7 @@ class Etcd3Store:
                     cursor.key = b""
                 changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
-                cursor.key, cursor.key_revision = event.kv.key, event.kv.mod_revision
+                cursor.key, cursor.key_revision, cursor.lease = event.kv.key, event.kv.mod_revision, event.kv.lease
                 entry = event.kv.entry()
                 changes.append(Change(entry.key, entry))
         return changes

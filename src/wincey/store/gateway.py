@@ -15,9 +15,9 @@ from typing import TypeVar
 import msgspec
 
 from wincey.http.client import HttpClient, Stream
-from wincey.model.errors import StoreDenied, StoreError, StoreUnavailable
+from wincey.model.errors import UNREADABLE, StoreDenied, StoreError, StoreUnavailable
 from wincey.store.endpoints import NoSuchApi
-from wincey.store.etcd3_wire import StreamFault
+from wincey.store.etcd3_wire import Result, StreamFault, TxnAnswer
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Gateway:
     def _refusal(self, status: int, body: bytes, client: HttpClient) -> StoreError:
         try:
             fault = _fault.decode(body)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             text = body.decode("utf-8", "replace").strip()[:300] or f"HTTP status {status}"
             code = {401: _UNAUTHENTICATED, 403: _DENIED}.get(status, _UNAVAILABLE if status >= 500 else _UNKNOWN)
             return self._error(code, text, client)
@@ -170,6 +170,13 @@ def decode(decoder: msgspec.json.Decoder[T], answer: bytes, client: HttpClient) 
     """Read what etcd answered; raises GatewayError when something else answered in its place."""
     try:
         return decoder.decode(answer)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         text = f"{client.url}: this is no answer of etcd v3 ({error}): {answer[:200]!r}"
         raise GatewayError(_UNKNOWN, text) from None
+
+
+def first_result(answer: TxnAnswer, client: HttpClient) -> Result:
+    """Of a transaction, whose branches each have one request; raises GatewayError when it is not there."""
+    if not answer.responses:
+        raise GatewayError(_UNKNOWN, f"{client.url}: this is no answer of etcd v3: a transaction without a result")
+    return answer.responses[0]

@@ -91,9 +91,9 @@ def _check(client: HttpClient, target: str, response: Response) -> None:
     if response.status in {401, 403}:
         raise StoreDenied(f"{text} (--remote-token-file, --remote-certfile)")
     if kind == wire.DUPLICATE_HOST:
-        raise DuplicateHost(reason)
+        raise DuplicateHost(reason or text)
     if kind == wire.OUT_OF_SUBNETS or "out of subnets" in reason:
-        raise OutOfSubnets(reason)
+        raise OutOfSubnets(reason or text)
     if response.status == 409:
         raise KeyConflict(text)
     if wire.KEY_NOT_FOUND in reason:

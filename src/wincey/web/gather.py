@@ -21,7 +21,7 @@ import msgspec
 
 from wincey.http.client import HttpClient, HttpError
 from wincey.model.address import format_address
-from wincey.model.errors import WinceyError
+from wincey.model.errors import UNREADABLE, WinceyError
 from wincey.model.report import (
     API,
     ContainersReport,
@@ -78,7 +78,7 @@ class Api:
             if answer.status == 200:
                 return msgspec.json.decode(answer.body, type=kind)
             raise Missing(msgspec.json.decode(answer.body, type=ErrorReport).error)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise Missing(
                 f"{self._client.url} answers with HTTP status {answer.status}: is it a flanneld of this version?"
             ) from None

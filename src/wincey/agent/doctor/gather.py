@@ -26,7 +26,7 @@ from wincey.http.client import HttpClient, HttpError
 from wincey.kernel.interfaces import Interface, read_interfaces
 from wincey.kernel.rtnl import ROUTE_PROTOCOL
 from wincey.model.address import Subnet, parse_address
-from wincey.model.errors import BadAddress, BadConfig
+from wincey.model.errors import UNREADABLE, BadAddress, BadConfig
 from wincey.model.report import API, DifferenceReport, NetworkReport, PeerReport, PeersReport, StatusReport
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ async def ask_daemon(path: str) -> Daemon:
         )
     try:
         status = await _ask(path, "status", StatusReport)
-    except (HttpError, msgspec.MsgspecError) as error:
+    except (HttpError, *UNREADABLE) as error:
         return Daemon(state="hangs", socket=path, pid=pid, process=process, log=log, trouble=str(error))
     return Daemon(state="answers", socket=path, pid=pid, process=process, log=log, status=status)
 
@@ -257,7 +257,7 @@ def _port(backend: str, devices: Sequence[str], store: StoreLook) -> int:
 async def _ask_or(path: str, what: str, kind: type[T]) -> T | None:
     try:
         return await _ask(path, what, kind)
-    except (HttpError, msgspec.MsgspecError):
+    except (HttpError, *UNREADABLE):
         return None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from wincey.model.bgp import BgpPeer, BgpSpeaker
+from wincey.model.errors import UNREADABLE
 
 
 class Applied(msgspec.Struct):
@@ -38,7 +39,7 @@ class Room:
         """What was last configured; None when that is not known."""
         try:
             return msgspec.json.decode((self.path / "state.json").read_bytes(), type=Applied)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return None
 
     def remember(self, applied: Applied) -> None:

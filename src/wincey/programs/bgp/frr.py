@@ -12,7 +12,7 @@ import msgspec
 
 from wincey.model.address import Address, format_address, parse_address
 from wincey.model.bgp import BgpPeer, BgpSpeaker
-from wincey.model.errors import BadAddress
+from wincey.model.errors import UNREADABLE, BadAddress
 from wincey.programs.bgp.session import Session
 
 RESTART_TIME = 120
@@ -116,14 +116,15 @@ def sessions(text: str) -> dict[Address, Session]:
     """The sessions by neighbour, from `show bgp summary json`."""
     try:
         families = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {}
     found = {}
     for family in families.values() if isinstance(families, dict) else ():
         peers = family.get("peers") if isinstance(family, dict) else None
-        for address, peer in (peers or {}).items():
+        for address, peer in peers.items() if isinstance(peers, dict) else ():
+            state = peer.get("state") if isinstance(peer, dict) else None
             try:
-                found[parse_address(address)] = Session(str(peer.get("state", "unknown")))
+                found[parse_address(address)] = Session(str(state or "unknown"))
             except BadAddress:
                 continue  # a neighbour by interface: none of ours
     return found

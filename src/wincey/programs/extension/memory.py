@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from wincey.model.command import CommandNetwork, CommandPeer
+from wincey.model.errors import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Memory:
             read = msgspec.json.decode(self._path.read_bytes(), type=_File)
         except FileNotFoundError:
             return
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.warning("%s can't be read, so peers that went meanwhile are not removed: %s", self._path, error)
             return
         self.network, self.shutdowns = read.network, read.shutdowns

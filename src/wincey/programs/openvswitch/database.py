@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from wincey.model.errors import UNREADABLE
 from wincey.programs.openvswitch.edits import SERIAL, Operation
 from wincey.programs.openvswitch.host import OvsError, database_socket, unreachable
 from wincey.programs.openvswitch.jsonrpc import Splitter
@@ -16,6 +17,9 @@ from wincey.programs.openvswitch.replica import COLUMNS, Replica
 DATABASE = "Open_vSwitch"
 DEADLINE = 10.0
 """Seconds for an answer, and for ovs-vswitchd to do what the database asks for."""
+
+_NOT_OVSDB = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading a message raises that is JSON and none of the protocol's."""
 
 
 class Database:
@@ -43,7 +47,11 @@ class Database:
             raise OvsError(unreachable(error.strerror or str(error))) from None
         self._reader = asyncio.create_task(self._read(reader), name="OVSDB")
         tables = {table: {"columns": list(columns)} for table, columns in COLUMNS.items()}
-        self.replica.update(await self._call("monitor", [DATABASE, None, tables]))
+        answer = await self._call("monitor", [DATABASE, None, tables])
+        try:
+            self.replica.update(answer)
+        except _NOT_OVSDB:
+            raise OvsError(unreachable("what answers there is no OVSDB server")) from None
 
     async def transact(self, operations: Sequence[Operation]) -> None:
         """Commit operations and wait until ovs-vswitchd has followed. Raises OvsError."""
@@ -103,7 +111,7 @@ class Database:
             while data := await reader.read(1 << 16):
                 for message in splitter.feed(data):
                     self._take(message)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNREADABLE, *_NOT_OVSDB) as error:
             why = str(error)
         finally:
             for answer in self._answers.values():

@@ -27,6 +27,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """What is monitored."""
 
+_REFERENCES = frozenset({"bridges", "ports", "interfaces"})
+_MAPS = frozenset({"external_ids", "other_config", "options"})
+_SETS: Mapping[str, type] = {"fail_mode": str, "ofport": int, "mtu_request": int, "error": str}
+
 
 class PortSeen(msgspec.Struct, frozen=True):
     """A port of any bridge, with its only or first interface. of: its rows' ids."""
@@ -57,10 +61,11 @@ class Replica:
         self._tables: dict[str, dict[str, Row]] = {table: {} for table in COLUMNS}
 
     def update(self, tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """Take in a `<table-updates>` of the database."""
+        """Take in a `<table-updates>` of the database; LookupError, TypeError, AttributeError for what is none."""
         for table, rows in tables.items():
             for uuid, change in rows.items():
-                if "new" in change:
+                # A row of another form than the schema's is none: what reads the others must not stumble over it.
+                if "new" in change and _fits(table, change["new"]):
                     self._tables[table][uuid] = change["new"]
                 else:
                     self._tables[table].pop(uuid, None)
@@ -107,6 +112,26 @@ class Replica:
 
     def _is_ours(self, row: Row) -> bool:
         return as_map(row["external_ids"]).get(MARK) == self._owner
+
+
+def _fits(table: str, row: Any) -> bool:
+    return isinstance(row, dict) and all(column in row and _is_value(column, row[column]) for column in COLUMNS[table])
+
+
+def _is_value(column: str, value: Any) -> bool:
+    """Whether a column's value is of its type, in the notation of RFC 7047, section 5.1."""
+    if isinstance(value, list) and not (len(value) == 2 and (value[0] == "uuid" or isinstance(value[1], list))):
+        return False
+    if column in _REFERENCES:
+        return all(isinstance(each, list) and len(each) == 2 and isinstance(each[1], str) for each in as_list(value))
+    if column in _MAPS:
+        pairs = value[1] if isinstance(value, list) and value[0] == "map" else None
+        return isinstance(pairs, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+        )
+    if column in _SETS:
+        return all(type(each) is _SETS[column] for each in as_list(value))
+    return isinstance(value, int if column.endswith("_cfg") else str)
 
 
 def _bridge(row: Row, local: PortSeen | None) -> OvsBridge:

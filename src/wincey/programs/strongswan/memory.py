@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from wincey.model.errors import UNREADABLE
+
 NAME = "charon.json"
 
 
@@ -21,7 +23,7 @@ class Memory(msgspec.Struct, frozen=True):
 
 def recall(directory: Path) -> Memory:
     """What was written last; an empty memory when there is none, or none that can be read."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
+    with contextlib.suppress(OSError, *UNREADABLE):
         return msgspec.json.decode((directory / NAME).read_bytes(), type=Memory)
     return Memory()
 
