@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fast path of containers: flows that the host's own stack has let pass go from a container's cable to the wire, and
+// from the wire into the container, without the bridge, routing, netfilter and the tunnel device in between.
+//
+// These programs decide nothing themselves. They copy, for at most a second, what the ordinary path has just decided:
+//
+//   1. An nft rule at the end of the FORWARD hook sets a bit in the mark of packets that are accepted, belong to an established
+//      connection, and have no NAT (see fastpath.py for the rule).
+//   2. Where such a packet leaves the host's stack, a program at the egress of that device sees all that was decided: by which
+//      device it leaves, with which headers in front of the container's packet, how large it is. It notes this under the
+//      flow's addresses and ports (fast_learn_out: underlay or tunnel device; fast_learn_in: host's end of the container's cable)
+//      and takes the bit off.
+//   3. The next packets of the flow, for one second, are sent the same way by a program at the place where they come in
+//      (fast_out: at the container's cable; fast_in: at the underlay or tunnel device).
+//   4. After that second one packet takes the ordinary path again. So each flow shows netfilter a packet a second: a new DROP rule
+//      ends a running flow within a second, connections stay known to conntrack, a change of route, neighbour, MAC address
+//      or MTU is followed within a second, and nothing has to be told to these programs or taken back from them. They go on working
+//      when nobody is there to look after them, and a container that is gone is forgotten by itself.
+//
+// A packet with anything unusual about it (fragment, IP options, VLAN tag, first and last packets of a TCP connection, larger
+// than what the ordinary path has let pass within this second, TTL at its end) takes the ordinary path, which knows what to do.
+//
+// For whoever has never written such a program: the kernel runs it for each packet at one place. `skb` is the packet;
+// skb->data to skb->data_end is its beginning, and the kernel refuses to load a program that could read outside of it:
+// therefore all the comparisons with END. A map is a table that lives in the kernel. What is returned decides on the packet's fate:
+// NEXT means "not mine, go on as if I were not here". There are no loops and no function calls but the kernel's
+// helpers (bpf_*); everything else is pasted in place (__always_inline).
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define INLINE static __always_inline
+#define DATA(skb) ((void *)(long)(skb)->data)
+#define END(skb) ((void *)(long)(skb)->data_end)
+#define NEXT TC_ACT_UNSPEC
+
+#define FRESH 1000000000ULL /* nanoseconds for which something learned is used */
+
+/* The headers in front of the container's IP packet as it leaves the host: these three forms. */
+#define PLAIN 14 /* Ethernet: a route, or into the tunnel device */
+#define UDP 42   /* Ethernet, IP, UDP: flannel's udp backend */
+#define VXLAN 64 /* Ethernet, IP, UDP, VXLAN, Ethernet */
+
+/* Places within them. */
+#define AT_TOS 15
+#define AT_LENGTH 16
+#define AT_ID 18
+#define AT_CHECK 24
+#define AT_SOURCE 26
+#define AT_DESTINATION 30
+#define AT_UDP_LENGTH 38
+#define AT_UDP_CHECK 40
+#define AT_INNER_MAC 56 /* our own tunnel device's, the source of the inner frame */
+
+struct conf {
+	__u32 mark;     /* the bit; host byte order, as all that is not said to be otherwise */
+	__u32 local;    /* our address in outer headers; network byte order, and so the next four */
+	__u32 subnet;   /* of this host's containers */
+	__u32 mask;
+	__u32 vni;      /* as it stands in the VXLAN header, with the reserved byte */
+	__u16 port;     /* UDP, of the tunnel */
+	__u16 form;     /* of packets at the underlay device that come in to `local` and `port`: VXLAN, UDP, or PLAIN for none */
+};
+
+/* A flow by its container's end and the other one, whichever way the packet goes; network byte order. */
+struct key {
+	__u32 here, there;
+	__u16 here_port, there_port;
+	__u32 protocol;
+};
+
+struct flow {
+	__u64 head[8];    /* the headers that it leaves with, without length, id and checksum */
+	__u64 out_seen;   /* when the ordinary path let a packet of it out, in ns since boot; 0 for never */
+	__u64 in_seen;    /* the same, into the container */
+	__u32 out_device; /* index of the device that it leaves by */
+	__u32 in_device;  /* index of the host's end of the container's cable */
+	__u16 out_most;   /* the largest IP packet (of a super packet: segment) that the ordinary path let out */
+	__u16 in_most;
+	__u16 form;       /* how much of `head` is used */
+	__u8 macs[12];    /* the container's MAC address, then that of the host in the container's network */
+	__u8 unused[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct conf);
+} fast_conf SEC(".maps");
+
+/* The flow that was unused for longest makes room for a new one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, struct key);
+	__type(value, struct flow);
+} fast_flows SEC(".maps");
+
+/* Packets by what became of them; the order is fastpath.py's COUNTERS. */
+enum { OUT, IN, LEARNED_OUT, LEARNED_IN, TOO_LARGE, WRONG_SOURCE, COUNTERS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} fast_count SEC(".maps");
+
+/* What a container's packet says of itself. size: of the IP packet, or of each that a super packet will be cut into. */
+struct packet {
+	struct key key;
+	__u32 size;
+	int ends; /* a first or last packet of a TCP connection */
+};
+
+INLINE void count(__u32 what)
+{
+	__u64 *counter = bpf_map_lookup_elem(&fast_count, &what);
+
+	if (counter)
+		(*counter)++;
+}
+
+INLINE struct conf *configuration(void)
+{
+	__u32 first = 0;
+
+	return bpf_map_lookup_elem(&fast_conf, &first);
+}
+
+/* Read the IP packet `at` bytes from the start. out: its source is the container. 0 if it is none for us. */
+INLINE int read(struct __sk_buff *skb, __u32 at, int out, struct packet *packet)
+{
+	struct iphdr *ip;
+	__u8 *transport;
+	__u16 *ports;
+	__u32 header = 8;
+
+	if (DATA(skb) + at + 28 > END(skb))
+		return 0;
+	ip = DATA(skb) + at;
+	if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff)) /* version 4 without options; fragments */
+		return 0;
+	transport = (void *)(ip + 1);
+	ports = (void *)transport;
+	packet->ends = 0;
+	if (ip->protocol == IPPROTO_TCP) {
+		if (DATA(skb) + at + 40 > END(skb))
+			return 0;
+		packet->ends = transport[13] & 0x07; /* FIN, SYN, RST */
+		header = (transport[12] >> 4) * 4;
+	} else if (ip->protocol != IPPROTO_UDP) {
+		return 0;
+	}
+	packet->key.here = out ? ip->saddr : ip->daddr;
+	packet->key.there = out ? ip->daddr : ip->saddr;
+	packet->key.here_port = out ? ports[0] : ports[1];
+	packet->key.there_port = out ? ports[1] : ports[0];
+	packet->key.protocol = ip->protocol;
+	if (skb->gso_size)
+		packet->size = sizeof(*ip) + header + skb->gso_size;
+	else if (skb->len == at + bpf_ntohs(ip->tot_len) || (!out && skb->len > at + bpf_ntohs(ip->tot_len)))
+		packet->size = bpf_ntohs(ip->tot_len); /* not cut off; from the wire it may be padded to 60 bytes */
+	else
+		return 0;
+	return skb->len < 65000; /* the outer lengths have to fit in 16 bits */
+}
+
+/* Have enough of the packet in one piece that `read` works: the rest of it may lie elsewhere. */
+INLINE void gather(struct __sk_buff *skb, __u32 at)
+{
+	__u32 wanted = at + 40 < skb->len ? at + 40 : skb->len;
+
+	if (DATA(skb) + wanted > END(skb))
+		bpf_skb_pull_data(skb, wanted);
+}
+
+/* One second begins with the first packet that the ordinary path lets pass, and nothing makes it longer. */
+INLINE void note(__u64 *seen, __u16 *most, __u32 size)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (now - *seen >= FRESH) {
+		*most = size;
+		*seen = now;
+	} else if (size > *most) {
+		*most = size;
+	}
+}
+
+INLINE int fresh(__u64 seen)
+{
+	return bpf_ktime_get_ns() - seen < FRESH;
+}
+
+INLINE int inside(struct conf *conf, __u32 address)
+{
+	return (address & conf->mask) == conf->subnet;
+}
+
+INLINE int decrement_ttl(struct iphdr *ip)
+{
+	__u32 sum = ip->check; /* RFC 1624; the TTL is the first byte of its 16 bits */
+
+	sum += bpf_htons(0x0100);
+	ip->check = sum + (sum >= 0xffff);
+	return --ip->ttl;
+}
+
+/* Learn the way out from a packet that leaves by this device; `form` is what stands in front of the container's packet. */
+INLINE int learn_out(struct __sk_buff *skb, struct conf *conf, const __u32 form)
+{
+	struct packet packet = {};
+	struct flow new = {}, *flow;
+	__u8 *head = (void *)new.head;
+
+	gather(skb, form);
+	if (!read(skb, form, 1, &packet) || packet.ends)
+		return NEXT;
+	if (!inside(conf, packet.key.here) || inside(conf, packet.key.there))
+		return NEXT;
+	if (bpf_skb_load_bytes(skb, 0, head, form))
+		return NEXT;
+	if (form != PLAIN) {
+		head[AT_TOS] &= 0xfc; /* the rest is the inner packet's congestion mark */
+		*(__u16 *)(head + AT_LENGTH) = 0;
+		*(__u16 *)(head + AT_ID) = 0;
+		*(__u16 *)(head + AT_CHECK) = 0;
+		*(__u16 *)(head + AT_UDP_LENGTH) = 0;
+		*(__u16 *)(head + AT_UDP_CHECK) = 0; /* RFC 768: none; the inner packet has its own */
+	}
+	skb->mark &= ~conf->mark;
+	count(LEARNED_OUT);
+	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	if (flow) {
+		int same = flow->form == form && flow->out_device == skb->ifindex;
+
+#pragma unroll
+		for (int i = 0; i < 8; i++)
+			same &= flow->head[i] == new.head[i];
+		if (same) {
+			note(&flow->out_seen, &flow->out_most, packet.size);
+			return NEXT;
+		}
+		new.in_seen = flow->in_seen;
+		new.in_device = flow->in_device;
+		new.in_most = flow->in_most;
+		__builtin_memcpy(new.macs, flow->macs, sizeof(new.macs));
+	}
+	new.form = form;
+	new.out_device = skb->ifindex;
+	new.out_seen = bpf_ktime_get_ns();
+	new.out_most = packet.size;
+	bpf_map_update_elem(&fast_flows, &packet.key, &new, BPF_ANY);
+	return NEXT;
+}
+
+/* Egress of the underlay device, or of the tunnel device. */
+SEC("tc") int fast_learn_out(struct __sk_buff *skb)
+{
+	struct conf *conf = configuration();
+	struct udphdr *udp;
+	struct iphdr *ip;
+
+	if (!conf || !(skb->mark & conf->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		return NEXT;
+	gather(skb, PLAIN);
+	if (DATA(skb) + 42 > END(skb))
+		return NEXT;
+	ip = DATA(skb) + PLAIN;
+	udp = (void *)(ip + 1);
+	if (ip->saddr != conf->local)
+		return learn_out(skb, conf, PLAIN);
+	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || udp->dest != conf->port || ip->frag_off & bpf_htons(0x3fff))
+		return NEXT;
+	if (conf->form == VXLAN)
+		return learn_out(skb, conf, VXLAN);
+	if (conf->form == UDP)
+		return learn_out(skb, conf, UDP);
+	return NEXT;
+}
+
+/* Egress of the host's end of a container's cable: the way in. */
+SEC("tc") int fast_learn_in(struct __sk_buff *skb)
+{
+	struct conf *conf = configuration();
+	struct packet packet = {};
+	struct flow new = {}, *flow;
+	__u8 macs[12];
+
+	if (!conf || !(skb->mark & conf->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		return NEXT;
+	gather(skb, PLAIN);
+	if (!read(skb, PLAIN, 0, &packet) || packet.ends)
+		return NEXT;
+	if (!inside(conf, packet.key.here) || inside(conf, packet.key.there))
+		return NEXT;
+	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		return NEXT;
+	skb->mark &= ~conf->mark;
+	count(LEARNED_IN);
+	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	if (flow) {
+		int same = flow->in_device == skb->ifindex;
+
+#pragma unroll
+		for (int i = 0; i < 12; i++)
+			same &= flow->macs[i] == macs[i];
+		if (same) {
+			note(&flow->in_seen, &flow->in_most, packet.size);
+			return NEXT;
+		}
+		__builtin_memcpy(&new, flow, sizeof(new));
+	}
+	__builtin_memcpy(new.macs, macs, sizeof(macs));
+	new.in_device = skb->ifindex;
+	new.in_seen = bpf_ktime_get_ns();
+	new.in_most = packet.size;
+	bpf_map_update_elem(&fast_flows, &packet.key, &new, BPF_ANY);
+	return NEXT;
+}
+
+/* Make room for the outer headers, and write them. `form` is a constant, as the kernel wants to know how far we write. */
+INLINE int wrap(struct __sk_buff *skb, struct flow *flow, const __u32 form)
+{
+	const __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+	/* The kernel counts the inner Ethernet header alone as layer 2 there; it would cut super packets wrongly otherwise. */
+	const __u64 ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(14) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+	struct iphdr *outer, *inner;
+	__u16 *halves, length;
+	__u64 *to;
+	__u32 sum = 0;
+
+	if (bpf_skb_adjust_room(skb, form - PLAIN, BPF_ADJ_ROOM_MAC, form == VXLAN ? flags | ethernet : flags))
+		return NEXT; /* nothing was changed: the ordinary path takes it */
+	if (DATA(skb) + form + sizeof(*inner) > END(skb))
+		return TC_ACT_SHOT;
+	to = DATA(skb);
+#pragma unroll
+	for (int i = 0; i < form / 8; i++)
+		to[i] = flow->head[i];
+	if (form % 8)
+		*(__u16 *)&to[form / 8] = flow->head[form / 8]; /* 42 = 5 times 8, and 2 */
+	outer = DATA(skb) + PLAIN;
+	inner = DATA(skb) + form;
+	decrement_ttl(inner);
+	length = bpf_ntohs(inner->tot_len) + form - PLAIN;
+	outer->tot_len = bpf_htons(length);
+	outer->id = bpf_get_prandom_u32();
+	outer->tos |= (inner->tos & 3) == 3 ? 2 : inner->tos & 3; /* as the kernel's tunnels (RFC 6040): that it is capable */
+	halves = (void *)outer;
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += halves[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	outer->check = ~(sum + (sum >> 16));
+	((struct udphdr *)(outer + 1))->len = bpf_htons(length - sizeof(*outer));
+	count(OUT);
+	return bpf_redirect(flow->out_device, 0);
+}
+
+/* Ingress of the host's end of a container's cable. */
+SEC("tc") int fast_out(struct __sk_buff *skb)
+{
+	struct packet packet = {};
+	struct flow *flow;
+	struct iphdr *ip;
+	__u8 *frame;
+	int same = 1;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		return NEXT;
+	gather(skb, PLAIN);
+	if (!read(skb, PLAIN, 1, &packet))
+		return NEXT;
+	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	if (!flow)
+		return NEXT;
+	if (packet.ends) { /* what follows has to be let pass anew */
+		bpf_map_delete_elem(&fast_flows, &packet.key);
+		return NEXT;
+	}
+	if (!fresh(flow->out_seen))
+		return NEXT;
+	if (packet.size > flow->out_most) {
+		count(TOO_LARGE);
+		return NEXT;
+	}
+	if (DATA(skb) + PLAIN + sizeof(*ip) > END(skb))
+		return NEXT;
+	frame = DATA(skb);
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		same &= frame[i] == flow->macs[6 + i];
+	if (!same || skb->ifindex != flow->in_device) { /* not to the host as a router, or another container's address */
+		count(WRONG_SOURCE);
+		return NEXT;
+	}
+	ip = (void *)(frame + PLAIN);
+	if (ip->ttl <= 1)
+		return NEXT;
+	if (flow->form == VXLAN)
+		return wrap(skb, flow, VXLAN);
+	if (flow->form == UDP)
+		return wrap(skb, flow, UDP);
+	if (flow->form != PLAIN)
+		return NEXT;
+	__builtin_memcpy(frame, flow->head, 12);
+	decrement_ttl(ip);
+	count(OUT);
+	return bpf_redirect(flow->out_device, 0);
+}
+
+/* Take the outer headers off, and hand the packet to the container. */
+INLINE int deliver(struct __sk_buff *skb, const __u32 form)
+{
+	struct packet packet = {};
+	struct flow *flow;
+	struct iphdr *ip;
+	__u8 *frame, *head;
+	int same = 1;
+
+	gather(skb, form);
+	if (!read(skb, form, 0, &packet))
+		return NEXT;
+	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	if (!flow)
+		return NEXT;
+	if (packet.ends) {
+		bpf_map_delete_elem(&fast_flows, &packet.key);
+		return NEXT;
+	}
+	if (!fresh(flow->in_seen))
+		return NEXT;
+	if (packet.size > flow->in_most) {
+		count(TOO_LARGE);
+		return NEXT;
+	}
+	if (DATA(skb) + form + sizeof(*ip) > END(skb))
+		return NEXT;
+	frame = DATA(skb);
+	ip = (void *)(frame + form);
+	/* It has to come from where the flow's answers go to: the ordinary path has learned that, and so have we. */
+	head = (void *)flow->head;
+	if (flow->form != form)
+		same = 0;
+	if (form != PLAIN)
+		same &= *(__u32 *)(frame + AT_SOURCE) == *(__u32 *)(head + AT_DESTINATION);
+	if (form == VXLAN) {
+#pragma unroll
+		for (int i = 0; i < 6; i++)
+			same &= frame[PLAIN + 36 + i] == head[AT_INNER_MAC + i];
+	}
+	if (!same) {
+		count(WRONG_SOURCE);
+		return NEXT;
+	}
+	if (ip->ttl <= 1)
+		return NEXT;
+	if (form != PLAIN) {
+		if (bpf_skb_adjust_room(skb, -(int)(form - PLAIN), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+			return NEXT;
+		if (DATA(skb) + PLAIN + sizeof(*ip) > END(skb))
+			return TC_ACT_SHOT;
+		frame = DATA(skb);
+		ip = (void *)(frame + PLAIN);
+	}
+	__builtin_memcpy(frame, flow->macs, 12);
+	decrement_ttl(ip);
+	count(IN);
+	return bpf_redirect_peer(flow->in_device, 0);
+}
+
+/* Ingress of the underlay device, or of the tunnel device. */
+SEC("tc") int fast_in(struct __sk_buff *skb)
+{
+	struct conf *conf;
+	struct udphdr *udp;
+	struct iphdr *ip;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present || skb->pkt_type) /* another host's, or to all */
+		return NEXT;
+	conf = configuration();
+	gather(skb, PLAIN);
+	if (!conf || DATA(skb) + 42 > END(skb))
+		return NEXT;
+	ip = DATA(skb) + PLAIN;
+	udp = (void *)(ip + 1);
+	if (inside(conf, ip->daddr))
+		return deliver(skb, PLAIN);
+	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || ip->daddr != conf->local || udp->dest != conf->port)
+		return NEXT;
+	if (ip->frag_off & bpf_htons(0x3fff) || (ip->tos & 3) == 3) /* fragments; met congestion, which the inner packet is to be told */
+		return NEXT;
+	if (conf->form == UDP)
+		return deliver(skb, UDP);
+	if (conf->form != VXLAN)
+		return NEXT;
+	gather(skb, VXLAN);
+	if (DATA(skb) + VXLAN > END(skb))
+		return NEXT;
+	ip = DATA(skb) + PLAIN;
+	udp = (void *)(ip + 1);
+	__u32 *vxlan = (void *)(udp + 1);
+	__u16 *protocol = DATA(skb) + VXLAN - 2;
+	if (vxlan[0] != bpf_htonl(0x08000000) || vxlan[1] != conf->vni || *protocol != bpf_htons(ETH_P_IP))
+		return NEXT;
+	return deliver(skb, VXLAN);
+}
+
+/* Not attached anywhere: run once on a packet that goes nowhere, to see whether this kernel wraps as we need it. */
+SEC("tc") int fast_probe(struct __sk_buff *skb)
+{
+	return bpf_skb_adjust_room(skb, VXLAN - PLAIN, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+					   BPF_F_ADJ_ROOM_ENCAP_L2(14) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH);
+}
+
+char _license[] SEC("license") = "Apache-2.0";
