@@ -128,7 +128,9 @@ class Pair(Lab):
             if kind in ("routes", "host-gw"):
                 namespace.ip_batch([f"route add 10.5.{3 - number}.0/24 via {other.underlay(4)}"], host.netns)
             elif kind == "vxlan":
-                namespace.ip_batch(_vxlan(number, host, other), host.netns)
+                namespace.ip_batch(_vxlan(number, host), host.netns)
+                entry = [_mac(3 - number), "dev", "flannel.1", "dst", other.underlay(4), "self", "permanent"]
+                host.exec(["bridge", "fdb", "append", *entry], check=True)
             else:
                 self._start_proxy(number, host, other)
             if kind in ("vxlan", "host-gw", "proxy"):
@@ -157,15 +159,18 @@ def _command(variant: Variant) -> str:
     return " ".join([shlex.join(["env", *settings]), variant.command or shlex.join(own_flanneld())])
 
 
-def _vxlan(number: int, host: Host, other: Host) -> list[str]:
-    """The device and its entries as flannel makes them."""
-    mac = "02:f1:00:00:00:0{}"
+def _mac(number: int) -> str:
+    return f"02:f1:00:00:00:{number:02x}"
+
+
+def _vxlan(number: int, host: Host) -> list[str]:
+    """The device and its entries as flannel makes them, without the one in the forwarding table."""
     there = 3 - number
     return [
-        f"link add flannel.1 address {mac.format(number)} mtu 1450 type vxlan id 1 local {host.underlay(4)} dev eth0"
+        f"link add flannel.1 address {_mac(number)} mtu 1450 type vxlan id 1 local {host.underlay(4)} dev eth0"
         " dstport 8472 nolearning",
         f"addr add 10.5.{number}.0/32 dev flannel.1",
         "link set flannel.1 up",
-        f"neigh add 10.5.{there}.0 lladdr {mac.format(there)} dev flannel.1 nud permanent",
+        f"neigh add 10.5.{there}.0 lladdr {_mac(there)} dev flannel.1 nud permanent",
         f"route add 10.5.{there}.0/24 via 10.5.{there}.0 dev flannel.1 onlink",
     ]
