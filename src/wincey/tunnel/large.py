@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import struct
 
+from wincey.tunnel.packet import fault
+
 HEADER = 10
 """Bytes of the virtio header."""
 
@@ -23,7 +25,7 @@ _LARGEST = 65535  # bytes of a packet
 _MERGED = 128  # packets in a large one
 
 
-def total(data: bytes) -> int:
+def total(data: bytes | bytearray) -> int:
     """The sum of 16-bit words modulo 65535, a last odd byte padded."""
     number = int.from_bytes(data, "big")
     return (number << 8 if len(data) & 1 else number) % 65535
@@ -52,6 +54,8 @@ def cut(frame: bytes) -> list[bytes] | None:
     """What to send for a frame (virtio header and a whole IPv4 packet): packets with all checksums. None: it is malformed."""
     flags, kind, _, size, start, offset = _VIRTIO.unpack_from(frame)
     packet = frame[HEADER:]
+    if fault(packet):
+        return None
     if kind:
         return _cut_large(packet, kind, size)
     if not flags & _NEEDS_CSUM:
@@ -59,7 +63,7 @@ def cut(frame: bytes) -> list[bytes] | None:
     field = start + offset
     if field + 2 > len(packet):
         return None
-    value = 65535 - (_sum_of(packet, start) or 0)
+    value = 65535 - _sum_of(packet, start)
     if not value and packet[9] == _UDP:
         value = 65535  # 0 says "no checksum" (RFC 768)
     return [packet[:field] + value.to_bytes(2, "big") + packet[field + 2 :]]
@@ -116,7 +120,7 @@ def _segments(packet: bytes, ip: int, header: int, size: int, *, tcp: bool) -> l
         below = length - ip
         put = struct.pack_into
         put("!HH", head, 2, length, identity)
-        put("!H", head, 10, 65535 - (network + length + identity) % 65535)
+        put("!H", head, 10, -(network + length + identity) % 65535)
         if tcp:
             now = flags
             if start + size < end:
@@ -125,11 +129,11 @@ def _segments(packet: bytes, ip: int, header: int, size: int, *, tcp: bool) -> l
                 now &= ~_CWR
             put("!I", head, ip + 4, sequence)
             head[ip + 13] = now
-            value = 65535 - (transport + below + sequence + now + total(payload)) % 65535
+            value = -(transport + below + sequence + now + total(payload)) % 65535
             sequence = (sequence + size) & 0xFFFFFFFF
         else:
             put("!H", head, ip + 4, below)
-            value = 65535 - (transport + below + below + total(payload)) % 65535
+            value = -(transport + below + below + total(payload)) % 65535 or 65535
         put("!H", head, check, value)
         made.append(bytes(head) + payload)
         identity = (identity + 1) & 0xFFFF
@@ -206,7 +210,7 @@ class Merge:
         length = header + self._payload
         struct.pack_into("!H", head, 2, length)
         struct.pack_into("!H", head, 10, 0)
-        struct.pack_into("!H", head, 10, 65535 - total(head[:20]))
+        struct.pack_into("!H", head, 10, -total(head[:20]) % 65535)
         if self._is_tcp:
             head[33] = self._flags
             kind, field = _TCPV4, 16

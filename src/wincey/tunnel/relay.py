@@ -138,7 +138,9 @@ class Relay:
                 target = self._route(packet)
                 if target is None:
                     continue
-            if skip and (frame[1] or frame[0] & 1):  # read after another engine, which lets the kernel leave it unfinished
+            if skip and (
+                frame[1] or frame[0] & 1
+            ):  # read after another engine, which lets the kernel leave it unfinished
                 self._send_all(cut(frame), target)
                 continue
             try:
