@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check docs bench fresh clean
+.PHONY: help setup demo test check docs bench bake fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -37,6 +37,10 @@ bench: ## Measure the control plane: start to ready, lease to route, memory; and
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 	@$(BIN)/python benchmarks/cni.py
+
+bake: ## Compile the programs of src/wincey/bpf/c anew, after a change (clang)
+	@scripts/setup.sh test
+	@$(BIN)/python scripts/bake.py $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh

@@ -28,7 +28,7 @@ test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server e
                ovs-vswitchd:openvswitch-switch
                wireguard-go:wireguard-go wg:wireguard-tools
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
-               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
+               clang:clang clang:libbpf-dev qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do

@@ -106,7 +106,9 @@ class Attacher:
         found = []
         for pin in sorted([*self._directory.glob("link_*"), *self._directory.glob("filter_*")]):
             _, device, direction, program = pin.name.split("_")
-            found.append(Attachment(decoded(program), decoded(device), "ingress" if direction == "ingress" else "egress"))
+            found.append(
+                Attachment(decoded(program), decoded(device), "ingress" if direction == "ingress" else "egress")
+            )
         return found
 
     def detach(self, attachment: Attachment) -> None:

@@ -13,7 +13,9 @@ from wincey.bpf import syscall
 from wincey.bpf.syscall import BpfError
 
 _BATCH = 4096
-_NO_BATCH = frozenset({errno.EINVAL, errno.ENOTSUP, 524})  # 524: ENOTSUPP, which is the kernel's own and has no name here
+_NO_BATCH = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, 524}
+)  # 524: ENOTSUPP, which is the kernel's own and has no name here
 
 
 class MapLayout(msgspec.Struct, frozen=True):
@@ -35,9 +37,7 @@ class Map:
     @classmethod
     def create(cls, name: str, layout: MapLayout) -> Map:
         """A new, empty map. Raises BpfError."""
-        return cls(
-            syscall.map_create(layout.kind, layout.key, layout.value, layout.entries, layout.flags, name), layout
-        )
+        return cls(syscall.map_create(name, **msgspec.structs.asdict(layout)), layout)
 
     @classmethod
     def opened(cls, path: str) -> Map | None:

@@ -24,9 +24,7 @@ class Answer(msgspec.Struct, frozen=True):
         return not self.reason
 
 
-def ask(
-    baked: Baked, kernel: tuple[int, int], needs: tuple[int, int] = (5, 10), mount: Path = bpffs.MOUNT
-) -> Answer:
+def ask(baked: Baked, kernel: tuple[int, int], needs: tuple[int, int] = (5, 10), mount: Path = bpffs.MOUNT) -> Answer:
     """Machine, release (`needs`: the oldest that has every helper of the programs), capabilities, bpffs, JIT, verifier."""
     if reason := syscall.unsupported():
         return Answer(reason)

@@ -6,6 +6,7 @@ zero: so each command packs what it needs and no more, and one text serves all r
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -69,7 +70,7 @@ def unsupported() -> str:
     return ""
 
 
-def map_create(kind: int, key: int, value: int, entries: int, flags: int, name: str) -> int:
+def map_create(name: str, *, kind: int, key: int, value: int, entries: int, flags: int) -> int:
     """A new map's descriptor. key, value: sizes in bytes."""
     attr = struct.pack("=IIIIIII16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
     return _call(_MAP_CREATE, attr, f"BPF map {name}")
@@ -117,7 +118,7 @@ def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> int:
-    """Put `count` entries; how many were put before an error is in `done` of none: raises BpfError, all may be put again."""
+    """Put `count` entries and return how many were put; raises BpfError, after which all may be put again."""
     key_buffer, value_buffer = _buffer(keys), _buffer(values)
     attr = _mutable(struct.pack("=QQQQIIQQ", 0, 0, _at(key_buffer), _at(value_buffer), count, fd, 0, 0))
     _call_in_place(_UPDATE_BATCH, attr, "BPF map update")
@@ -155,11 +156,9 @@ def prog_load(kind: int, instructions: bytes, name: str, license_text: str) -> i
     code, text = _buffer(instructions), _buffer(license_text.encode() + b"\0")
 
     def load(level: int, log: _Buffer | None) -> int:
-        attr = struct.pack(
-            "=IIQQIIQII16sI",
-            kind, len(instructions) // 8, _at(code), _at(text),
-            level, len(log) if log else 0, _at(log) if log else 0, 0, 0, name.encode()[:15], 0,
-        )  # fmt: skip
+        room = (len(log), _at(log)) if log else (0, 0)
+        head = (kind, len(instructions) // 8, _at(code), _at(text), level, *room)
+        attr = struct.pack("=IIQQIIQII16sI", *head, 0, 0, name.encode()[:15], 0)
         return _call(_PROG_LOAD, attr, f"BPF program {name}")
 
     try:
@@ -237,12 +236,9 @@ def prog_test_run(prog: int, data: bytes, *, context: bytes = b"", repeat: int =
     data: the frame with its Ethernet header, of which the kernel reads protocol and packet type. context: struct __sk_buff.
     """
     packet, out, fields = _buffer(data), _room(_OUT_SIZE), _buffer(context)
-    attr = _mutable(
-        struct.pack(
-            "=IIIIQQIIIIQQ",
-            prog, 0, len(data), _OUT_SIZE, _at(packet), _at(out), repeat, 0, len(context), 0, _at(fields) if context else 0, 0,
-        )  # fmt: skip
-    )
+    at = _at(fields) if context else 0
+    numbers = (prog, 0, len(data), _OUT_SIZE, _at(packet), _at(out), repeat, 0, len(context), 0, at, 0)
+    attr = _mutable(struct.pack("=IIIIQQIIIIQQ", *numbers))
     _call_in_place(_PROG_TEST_RUN, attr, "BPF test run")
     _, verdict, _, size, _, _, _, duration = struct.unpack_from("=IIIIQQII", attr)
     return verdict, out.raw[:size], duration
@@ -284,10 +280,8 @@ def _lift_memlock() -> None:
     # Before Linux 5.11 maps and programs are charged to RLIMIT_MEMLOCK, of which there is next to nothing by default.
     import resource  # noqa: PLC0415  # here alone
 
-    try:
+    with contextlib.suppress(ValueError, OSError):  # not permitted: a kernel that minds says so where it matters
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (ValueError, OSError):
-        pass  # not permitted: a kernel that minds says so where it matters
 
 
 def _buffer(data: bytes) -> _Buffer:
