@@ -32,6 +32,7 @@ from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTab
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import NotJoinable
+from wincey.model.fastpath import FastPath
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.ovs import OvsBridge, OvsDatabase, OvsFlow, OvsTunnel
 from wincey.model.state import Changes, Failure, Key, Object, Scope
@@ -144,7 +145,14 @@ async def _ovs_answers(config: NetworkConfig, facts: HostFacts, directory: Path)
     return {}
 
 
+def _fast_path_driver(directory: Path) -> Driver:
+    from wincey.bpf.fastpathdriver import FastPathDriver  # noqa: PLC0415  # only with --fast-path
+
+    return FastPathDriver(directory)
+
+
 PARTS: tuple[Part, ...] = (
+    Part("fast-path", (FastPath,), _fast_path_driver),
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
     Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),

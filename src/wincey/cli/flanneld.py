@@ -115,6 +115,7 @@ def daemon_options(options: Options) -> DaemonOptions:
                 random_fully=not options.ip_masq_fully_random_disable,
                 exclude=options.ip_masq_exclude,
                 blackhole=options.ip_blackhole_route,
+                fast_path_mark=options.fast_path_mark if options.fast_path == "on" else 0,
             ),
         ),
         wishes=Wishes(

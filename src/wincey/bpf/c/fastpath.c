@@ -21,26 +21,9 @@
 // A packet with anything unusual about it (fragment, IP options, VLAN tag, first and last packets of a TCP connection, larger
 // than what the ordinary path has let pass within this second, TTL at its end) takes the ordinary path, which knows what to do.
 //
-// For whoever has never written such a program: the kernel runs it for each packet at one place. `skb` is the packet;
-// skb->data to skb->data_end is its beginning, and the kernel refuses to load a program that could read outside of it:
-// therefore all the comparisons with END. A map is a table that lives in the kernel. What is returned decides on the packet's fate:
-// NEXT means "not mine, go on as if I were not here". There are no loops and no function calls but the kernel's
-// helpers (bpf_*); everything else is pasted in place (__always_inline).
+// How such a program is made and what its words mean: see wincey.h.
 
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/pkt_cls.h>
-#include <linux/udp.h>
-
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-#define INLINE static __always_inline
-#define DATA(skb) ((void *)(long)(skb)->data)
-#define END(skb) ((void *)(long)(skb)->data_end)
-#define NEXT TC_ACT_UNSPEC
+#include "wincey.h"
 
 #define FRESH 1000000000ULL /* nanoseconds for which something learned is used */
 
@@ -90,30 +73,15 @@ struct flow {
 	__u8 unused[6];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct conf);
-} fast_conf SEC(".maps");
+MAP(conf, BPF_MAP_TYPE_ARRAY, __u32, struct conf, 1, 0);
 
 /* The flow that was unused for longest makes room for a new one. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
-	__type(key, struct key);
-	__type(value, struct flow);
-} fast_flows SEC(".maps");
+MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct key, struct flow, 32768, 0);
 
 /* Packets by what became of them; the order is fastpath.py's COUNTERS. */
 enum { OUT, IN, LEARNED_OUT, LEARNED_IN, TOO_LARGE, WRONG_SOURCE, COUNTERS };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} fast_count SEC(".maps");
+MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, COUNTERS, 0);
 
 /* What a container's packet says of itself. size: of the IP packet, or of each that a super packet will be cut into. */
 struct packet {
@@ -122,19 +90,11 @@ struct packet {
 	int ends; /* a first or last packet of a TCP connection */
 };
 
-INLINE void count(__u32 what)
-{
-	__u64 *counter = bpf_map_lookup_elem(&fast_count, &what);
-
-	if (counter)
-		(*counter)++;
-}
-
 INLINE struct conf *configuration(void)
 {
 	__u32 first = 0;
 
-	return bpf_map_lookup_elem(&fast_conf, &first);
+	return bpf_map_lookup_elem(&conf, &first);
 }
 
 /* Read the IP packet `at` bytes from the start. out: its source is the container. 0 if it is none for us. */
@@ -143,18 +103,18 @@ INLINE int read(struct __sk_buff *skb, __u32 at, int out, struct packet *packet)
 	struct iphdr *ip;
 	__u8 *transport;
 	__u16 *ports;
-	__u32 header = 8;
+	__u32 header = 8, length;
 
-	if (DATA(skb) + at + 28 > END(skb))
+	if (START(skb) + at + 28 > END(skb))
 		return 0;
-	ip = DATA(skb) + at;
+	ip = START(skb) + at;
 	if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff)) /* version 4 without options; fragments */
 		return 0;
 	transport = (void *)(ip + 1);
 	ports = (void *)transport;
 	packet->ends = 0;
 	if (ip->protocol == IPPROTO_TCP) {
-		if (DATA(skb) + at + 40 > END(skb))
+		if (START(skb) + at + 40 > END(skb))
 			return 0;
 		packet->ends = transport[13] & 0x07; /* FIN, SYN, RST */
 		header = (transport[12] >> 4) * 4;
@@ -166,12 +126,10 @@ INLINE int read(struct __sk_buff *skb, __u32 at, int out, struct packet *packet)
 	packet->key.here_port = out ? ports[0] : ports[1];
 	packet->key.there_port = out ? ports[1] : ports[0];
 	packet->key.protocol = ip->protocol;
-	if (skb->gso_size)
-		packet->size = sizeof(*ip) + header + skb->gso_size;
-	else if (skb->len == at + bpf_ntohs(ip->tot_len) || (!out && skb->len > at + bpf_ntohs(ip->tot_len)))
-		packet->size = bpf_ntohs(ip->tot_len); /* not cut off; from the wire it may be padded to 60 bytes */
-	else
-		return 0;
+	length = at + bpf_ntohs(ip->tot_len);
+	if (skb->len != length && (out || skb->gso_size || skb->len < length))
+		return 0; /* cut off, or more than one packet; what comes from the wire may be padded to 60 bytes */
+	packet->size = skb->gso_size ? sizeof(*ip) + header + skb->gso_size : length - at;
 	return skb->len < 65000; /* the outer lengths have to fit in 16 bits */
 }
 
@@ -180,7 +138,7 @@ INLINE void gather(struct __sk_buff *skb, __u32 at)
 {
 	__u32 wanted = at + 40 < skb->len ? at + 40 : skb->len;
 
-	if (DATA(skb) + wanted > END(skb))
+	if (START(skb) + wanted > END(skb))
 		bpf_skb_pull_data(skb, wanted);
 }
 
@@ -202,9 +160,9 @@ INLINE int fresh(__u64 seen)
 	return bpf_ktime_get_ns() - seen < FRESH;
 }
 
-INLINE int inside(struct conf *conf, __u32 address)
+INLINE int inside(struct conf *cfg, __u32 address)
 {
-	return (address & conf->mask) == conf->subnet;
+	return (address & cfg->mask) == cfg->subnet;
 }
 
 INLINE int decrement_ttl(struct iphdr *ip)
@@ -217,7 +175,7 @@ INLINE int decrement_ttl(struct iphdr *ip)
 }
 
 /* Learn the way out from a packet that leaves by this device; `form` is what stands in front of the container's packet. */
-INLINE int learn_out(struct __sk_buff *skb, struct conf *conf, const __u32 form)
+INLINE int learn_out(struct __sk_buff *skb, struct conf *cfg, const __u32 form)
 {
 	struct packet packet = {};
 	struct flow new = {}, *flow;
@@ -226,7 +184,7 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *conf, const __u32 form)
 	gather(skb, form);
 	if (!read(skb, form, 1, &packet) || packet.ends)
 		return NEXT;
-	if (!inside(conf, packet.key.here) || inside(conf, packet.key.there))
+	if (!inside(cfg, packet.key.here) || inside(cfg, packet.key.there))
 		return NEXT;
 	if (bpf_skb_load_bytes(skb, 0, head, form))
 		return NEXT;
@@ -238,9 +196,9 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *conf, const __u32 form)
 		*(__u16 *)(head + AT_UDP_LENGTH) = 0;
 		*(__u16 *)(head + AT_UDP_CHECK) = 0; /* RFC 768: none; the inner packet has its own */
 	}
-	skb->mark &= ~conf->mark;
-	count(LEARNED_OUT);
-	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	skb->mark &= ~cfg->mark;
+	add(&counters, LEARNED_OUT, packets(skb));
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (flow) {
 		int same = flow->form == form && flow->out_device == skb->ifindex;
 
@@ -260,55 +218,55 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *conf, const __u32 form)
 	new.out_device = skb->ifindex;
 	new.out_seen = bpf_ktime_get_ns();
 	new.out_most = packet.size;
-	bpf_map_update_elem(&fast_flows, &packet.key, &new, BPF_ANY);
+	bpf_map_update_elem(&flows, &packet.key, &new, BPF_ANY);
 	return NEXT;
 }
 
 /* Egress of the underlay device, or of the tunnel device. */
 SEC("tc") int fast_learn_out(struct __sk_buff *skb)
 {
-	struct conf *conf = configuration();
+	struct conf *cfg = configuration();
 	struct udphdr *udp;
 	struct iphdr *ip;
 
-	if (!conf || !(skb->mark & conf->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+	if (!cfg || !(skb->mark & cfg->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
 	gather(skb, PLAIN);
-	if (DATA(skb) + 42 > END(skb))
+	if (START(skb) + 42 > END(skb))
 		return NEXT;
-	ip = DATA(skb) + PLAIN;
+	ip = START(skb) + PLAIN;
 	udp = (void *)(ip + 1);
-	if (ip->saddr != conf->local)
-		return learn_out(skb, conf, PLAIN);
-	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || udp->dest != conf->port || ip->frag_off & bpf_htons(0x3fff))
+	if (ip->saddr != cfg->local)
+		return learn_out(skb, cfg, PLAIN);
+	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || udp->dest != cfg->port || ip->frag_off & bpf_htons(0x3fff))
 		return NEXT;
-	if (conf->form == VXLAN)
-		return learn_out(skb, conf, VXLAN);
-	if (conf->form == UDP)
-		return learn_out(skb, conf, UDP);
+	if (cfg->form == VXLAN)
+		return learn_out(skb, cfg, VXLAN);
+	if (cfg->form == UDP)
+		return learn_out(skb, cfg, UDP);
 	return NEXT;
 }
 
 /* Egress of the host's end of a container's cable: the way in. */
 SEC("tc") int fast_learn_in(struct __sk_buff *skb)
 {
-	struct conf *conf = configuration();
+	struct conf *cfg = configuration();
 	struct packet packet = {};
 	struct flow new = {}, *flow;
 	__u8 macs[12];
 
-	if (!conf || !(skb->mark & conf->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+	if (!cfg || !(skb->mark & cfg->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
 	gather(skb, PLAIN);
 	if (!read(skb, PLAIN, 0, &packet) || packet.ends)
 		return NEXT;
-	if (!inside(conf, packet.key.here) || inside(conf, packet.key.there))
+	if (!inside(cfg, packet.key.here) || inside(cfg, packet.key.there))
 		return NEXT;
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return NEXT;
-	skb->mark &= ~conf->mark;
-	count(LEARNED_IN);
-	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	skb->mark &= ~cfg->mark;
+	add(&counters, LEARNED_IN, packets(skb));
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (flow) {
 		int same = flow->in_device == skb->ifindex;
 
@@ -325,7 +283,7 @@ SEC("tc") int fast_learn_in(struct __sk_buff *skb)
 	new.in_device = skb->ifindex;
 	new.in_seen = bpf_ktime_get_ns();
 	new.in_most = packet.size;
-	bpf_map_update_elem(&fast_flows, &packet.key, &new, BPF_ANY);
+	bpf_map_update_elem(&flows, &packet.key, &new, BPF_ANY);
 	return NEXT;
 }
 
@@ -336,35 +294,29 @@ INLINE int wrap(struct __sk_buff *skb, struct flow *flow, const __u32 form)
 	/* The kernel counts the inner Ethernet header alone as layer 2 there; it would cut super packets wrongly otherwise. */
 	const __u64 ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(14) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 	struct iphdr *outer, *inner;
-	__u16 *halves, length;
 	__u64 *to;
-	__u32 sum = 0;
+	__u16 length;
 
 	if (bpf_skb_adjust_room(skb, form - PLAIN, BPF_ADJ_ROOM_MAC, form == VXLAN ? flags | ethernet : flags))
 		return NEXT; /* nothing was changed: the ordinary path takes it */
-	if (DATA(skb) + form + sizeof(*inner) > END(skb))
-		return TC_ACT_SHOT;
-	to = DATA(skb);
+	if (START(skb) + form + sizeof(*inner) > END(skb))
+		return DROP;
+	to = START(skb);
 #pragma unroll
 	for (int i = 0; i < form / 8; i++)
 		to[i] = flow->head[i];
 	if (form % 8)
 		*(__u16 *)&to[form / 8] = flow->head[form / 8]; /* 42 = 5 times 8, and 2 */
-	outer = DATA(skb) + PLAIN;
-	inner = DATA(skb) + form;
+	outer = START(skb) + PLAIN;
+	inner = START(skb) + form;
 	decrement_ttl(inner);
 	length = bpf_ntohs(inner->tot_len) + form - PLAIN;
 	outer->tot_len = bpf_htons(length);
 	outer->id = bpf_get_prandom_u32();
 	outer->tos |= (inner->tos & 3) == 3 ? 2 : inner->tos & 3; /* as the kernel's tunnels (RFC 6040): that it is capable */
-	halves = (void *)outer;
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += halves[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	outer->check = ~(sum + (sum >> 16));
+	outer->check = header_checksum(outer);
 	((struct udphdr *)(outer + 1))->len = bpf_htons(length - sizeof(*outer));
-	count(OUT);
+	add(&counters, OUT, packets(skb));
 	return bpf_redirect(flow->out_device, 0);
 }
 
@@ -382,27 +334,27 @@ SEC("tc") int fast_out(struct __sk_buff *skb)
 	gather(skb, PLAIN);
 	if (!read(skb, PLAIN, 1, &packet))
 		return NEXT;
-	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (!flow)
 		return NEXT;
 	if (packet.ends) { /* what follows has to be let pass anew */
-		bpf_map_delete_elem(&fast_flows, &packet.key);
+		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
 	if (!fresh(flow->out_seen))
 		return NEXT;
 	if (packet.size > flow->out_most) {
-		count(TOO_LARGE);
+		add(&counters, TOO_LARGE, packets(skb));
 		return NEXT;
 	}
-	if (DATA(skb) + PLAIN + sizeof(*ip) > END(skb))
+	if (START(skb) + PLAIN + sizeof(*ip) > END(skb))
 		return NEXT;
-	frame = DATA(skb);
+	frame = START(skb);
 #pragma unroll
 	for (int i = 0; i < 6; i++)
 		same &= frame[i] == flow->macs[6 + i];
 	if (!same || skb->ifindex != flow->in_device) { /* not to the host as a router, or another container's address */
-		count(WRONG_SOURCE);
+		add(&counters, WRONG_SOURCE, packets(skb));
 		return NEXT;
 	}
 	ip = (void *)(frame + PLAIN);
@@ -416,7 +368,7 @@ SEC("tc") int fast_out(struct __sk_buff *skb)
 		return NEXT;
 	__builtin_memcpy(frame, flow->head, 12);
 	decrement_ttl(ip);
-	count(OUT);
+	add(&counters, OUT, packets(skb));
 	return bpf_redirect(flow->out_device, 0);
 }
 
@@ -432,22 +384,22 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 	gather(skb, form);
 	if (!read(skb, form, 0, &packet))
 		return NEXT;
-	flow = bpf_map_lookup_elem(&fast_flows, &packet.key);
+	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (!flow)
 		return NEXT;
 	if (packet.ends) {
-		bpf_map_delete_elem(&fast_flows, &packet.key);
+		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
 	if (!fresh(flow->in_seen))
 		return NEXT;
 	if (packet.size > flow->in_most) {
-		count(TOO_LARGE);
+		add(&counters, TOO_LARGE, packets(skb));
 		return NEXT;
 	}
-	if (DATA(skb) + form + sizeof(*ip) > END(skb))
+	if (START(skb) + form + sizeof(*ip) > END(skb))
 		return NEXT;
-	frame = DATA(skb);
+	frame = START(skb);
 	ip = (void *)(frame + form);
 	/* It has to come from where the flow's answers go to: the ordinary path has learned that, and so have we. */
 	head = (void *)flow->head;
@@ -461,7 +413,7 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 			same &= frame[PLAIN + 36 + i] == head[AT_INNER_MAC + i];
 	}
 	if (!same) {
-		count(WRONG_SOURCE);
+		add(&counters, WRONG_SOURCE, packets(skb));
 		return NEXT;
 	}
 	if (ip->ttl <= 1)
@@ -469,50 +421,50 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 	if (form != PLAIN) {
 		if (bpf_skb_adjust_room(skb, -(int)(form - PLAIN), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 			return NEXT;
-		if (DATA(skb) + PLAIN + sizeof(*ip) > END(skb))
-			return TC_ACT_SHOT;
-		frame = DATA(skb);
+		if (START(skb) + PLAIN + sizeof(*ip) > END(skb))
+			return DROP;
+		frame = START(skb);
 		ip = (void *)(frame + PLAIN);
 	}
 	__builtin_memcpy(frame, flow->macs, 12);
 	decrement_ttl(ip);
-	count(IN);
+	add(&counters, IN, packets(skb));
 	return bpf_redirect_peer(flow->in_device, 0);
 }
 
 /* Ingress of the underlay device, or of the tunnel device. */
 SEC("tc") int fast_in(struct __sk_buff *skb)
 {
-	struct conf *conf;
+	struct conf *cfg;
 	struct udphdr *udp;
 	struct iphdr *ip;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present || skb->pkt_type) /* another host's, or to all */
 		return NEXT;
-	conf = configuration();
+	cfg = configuration();
 	gather(skb, PLAIN);
-	if (!conf || DATA(skb) + 42 > END(skb))
+	if (!cfg || START(skb) + 42 > END(skb))
 		return NEXT;
-	ip = DATA(skb) + PLAIN;
+	ip = START(skb) + PLAIN;
 	udp = (void *)(ip + 1);
-	if (inside(conf, ip->daddr))
+	if (inside(cfg, ip->daddr))
 		return deliver(skb, PLAIN);
-	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || ip->daddr != conf->local || udp->dest != conf->port)
+	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || ip->daddr != cfg->local || udp->dest != cfg->port)
 		return NEXT;
 	if (ip->frag_off & bpf_htons(0x3fff) || (ip->tos & 3) == 3) /* fragments; met congestion, which the inner packet is to be told */
 		return NEXT;
-	if (conf->form == UDP)
+	if (cfg->form == UDP)
 		return deliver(skb, UDP);
-	if (conf->form != VXLAN)
+	if (cfg->form != VXLAN)
 		return NEXT;
 	gather(skb, VXLAN);
-	if (DATA(skb) + VXLAN > END(skb))
+	if (START(skb) + VXLAN > END(skb))
 		return NEXT;
-	ip = DATA(skb) + PLAIN;
+	ip = START(skb) + PLAIN;
 	udp = (void *)(ip + 1);
 	__u32 *vxlan = (void *)(udp + 1);
-	__u16 *protocol = DATA(skb) + VXLAN - 2;
-	if (vxlan[0] != bpf_htonl(0x08000000) || vxlan[1] != conf->vni || *protocol != bpf_htons(ETH_P_IP))
+	__u16 *protocol = START(skb) + VXLAN - 2;
+	if (vxlan[0] != bpf_htonl(0x08000000) || vxlan[1] != cfg->vni || *protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
 	return deliver(skb, VXLAN);
 }
