@@ -37,6 +37,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = True
 
 
+_FAST = ("--fast-path=on",)
 _NO_RULES = ("--ip-masq=false", "--iptables-forward-rules=false")
 
 UNDERLAY, ROUTES, FLANNEL_VXLAN, FLANNEL_HOST_GW, PROXY = (
@@ -54,6 +55,16 @@ VARIANTS = (
     Variant(name="host-gw", what="host-gw", backend="host-gw"),
     Variant(name=FLANNEL_VXLAN, what="vxlan as flannel sets it up, flannel's rules", kind="vxlan"),
     Variant(name="vxlan", what="vxlan", backend="vxlan"),
+    Variant(name="vxlan-fast", what="vxlan, fast path", backend="vxlan", flags=_FAST),
+    Variant(
+        name="vxlan-fast-tunnel",
+        what="vxlan, fast path that leaves encapsulation to the device (GBP asks for that)",
+        backend="vxlan",
+        config={"GBP": True},
+        flags=_FAST,
+        quick=False,
+    ),
+    Variant(name="host-gw-fast", what="host-gw, fast path", backend="host-gw", flags=_FAST, quick=False),
     Variant(name="vxlan-no-rules", what="vxlan without any rule", backend="vxlan", flags=_NO_RULES, quick=False),
     Variant(name=PROXY, what="a proxy as flannel's udp: one packet for each system call", kind="proxy"),
     Variant(name="udp", what="udp", backend="udp"),
