@@ -136,7 +136,7 @@ class Interface:
     """
 
     def __init__(self, tun: int) -> None:
-        self._tun = tun
+        self.tun = tun
         self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         self._tokens = _ERRORS_AT_ONCE
         self._filled = 0.0
@@ -146,7 +146,7 @@ class Interface:
         """The device's present name; "" when this network namespace has it no more."""
         try:
             self._request(_SIOCGIFMTU)
-            return tun_name(self._tun)
+            return tun_name(self.tun)
         except OSError:
             return ""
 
@@ -194,4 +194,4 @@ class Interface:
             return bytes(4)  # no address yet: the kernel chooses the source
 
     def _request(self, number: int, value: bytes = b"") -> bytes:
-        return fcntl.ioctl(self._raw, number, struct.pack("16s24s", tun_name(self._tun).encode(), value))
+        return fcntl.ioctl(self._raw, number, struct.pack("16s24s", tun_name(self.tun).encode(), value))

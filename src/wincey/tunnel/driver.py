@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.state import Changes, Failure, Key, Object, Scope, Tunnel, TunnelPeer
 from wincey.tunnel.client import KeeperConnection, TunnelError, launch
@@ -24,6 +26,7 @@ from wincey.tunnel.control import BUILD, PEER, Header, control_name
 log = logging.getLogger(__name__)
 
 _REMOVED = bytes(4)
+_ANYTHING = Subnet(bytes(4), 0)
 
 
 class TunnelDriver:
@@ -143,12 +146,13 @@ class TunnelDriver:
         if connection:
             state, _ = await connection.ask({"do": "show"})
             if state["build"] == BUILD and state["device"] == tunnel.device:
-                await connection.ask({"do": "configure", "mtu": tunnel.mtu, "local": local, "port": tunnel.port})
+                await connection.ask(_settings(tunnel))
                 return
             await self._stop(tunnel.device)
         self._directory.mkdir(parents=True, exist_ok=True)
-        await launch(self._path(tunnel.device), tunnel.device, tunnel.mtu, local, tunnel.port)
-        await self._reach(tunnel.device)
+        await launch(self._path(tunnel.device), tunnel.device, tunnel.mtu, local, tunnel.port, tunnel.engine)
+        if connection := await self._reach(tunnel.device):
+            await connection.ask(_settings(tunnel))
 
     async def _stop(self, device: str) -> None:
         if connection := await self._reach(device):
@@ -204,13 +208,34 @@ def _is_ipv4(peer: TunnelPeer) -> bool:
     return len(peer.subnet.address) == len(peer.endpoint) == 4
 
 
+def _settings(tunnel: Tunnel) -> Header:
+    """The request that makes a keeper's tunnel like that."""
+    return {
+        "do": "configure",
+        "mtu": tunnel.mtu,
+        "local": format_address(tunnel.local),
+        "port": tunnel.port,
+        "engine": tunnel.engine,
+        "check": tunnel.check,
+        "network": str(tunnel.network or _ANYTHING),
+        "lasts": tunnel.lasts,
+    }
+
+
 def _objects(device: str, state: Header, records: bytes) -> list[Tunnel | TunnelPeer]:
-    mtu, local, port = state["mtu"], state["local"], state["port"]
-    assert isinstance(mtu, int)
-    assert isinstance(local, str)
-    assert isinstance(port, int)
+    network = Subnet.parse(str(state.get("network", _ANYTHING)))
+    fields = {
+        "device": device,
+        "mtu": state["mtu"],
+        "local": parse_address(str(state["local"])),
+        "port": state["port"],
+        "engine": state.get("wanted", "plain"),  # of a keeper that has not told, as all of earlier releases
+        "check": state.get("check", "off"),
+        "network": None if network == _ANYTHING else network,
+        "lasts": state.get("lasts", False),
+    }
     return [
-        Tunnel(device, mtu, parse_address(local), port),
+        msgspec.convert(fields, Tunnel),
         *(
             TunnelPeer(device, Subnet(address, length), endpoint)
             for address, length, endpoint in PEER.iter_unpack(records)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from wincey.tunnel import device
 from wincey.tunnel.large import HEADER, cut, pieces
 from wincey.tunnel.packet import fault
-from wincey.tunnel.sources import OFF, SourceCheck
+from wincey.tunnel.sources import SourceCheck
 from wincey.tunnel.table import PeerTable
 
 Target = tuple[str, int]
@@ -232,7 +232,7 @@ class Relay:
             return True
         # What a peer's host forwards without masquerading has foreign inner sources for good reasons; a source that
         # another host has leased has none.
-        if self.check != OFF and self.check.refuses(source):
+        if self.check.mode != "off" and (owner is not None or self.check.refuses(source)):
             self._count("in.drop.source")
             return False
         self._count("in.foreign-source")

@@ -9,7 +9,7 @@ MODES = ("off", "network", "strict")
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """off: all may. network: those outside the cluster's network may. strict: none may.
+    """off: all may. network: those outside the cluster's network may, unless another host has leased them. strict: none may.
 
     network: four bytes, length: bits of its prefix; only `network` reads them. A host that is no peer is not judged.
     """
@@ -25,11 +25,8 @@ class SourceCheck:
             raise ValueError("a check of sources needs the cluster's IPv4 network")
 
     def refuses(self, source: bytes) -> bool:
-        """Whether a source (four bytes) that is not in a lease of the sending peer is dropped."""
+        """Whether a source (four bytes) that nobody has leased is dropped."""
         if self.mode != "network":
             return self.mode == "strict"
         away = int.from_bytes(source, "big") ^ int.from_bytes(self.network, "big")
         return away >> (32 - self.length) == 0
-
-
-OFF = SourceCheck()

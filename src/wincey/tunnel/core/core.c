@@ -219,7 +219,8 @@ static int admitted(struct core *core, const uint8_t *packet, uint32_t host)
 		core->counters[IN_UNKNOWN]++;
 		return 1;
 	}
-	if (core->check == CHECK_STRICT || (core->check == CHECK_NETWORK && (source & core->network_mask) == core->network)) {
+	if (core->check == CHECK_STRICT
+	    || (core->check == CHECK_NETWORK && (owner || (source & core->network_mask) == core->network))) {
 		core->counters[IN_DROP_SOURCE]++;
 		return 0;
 	}
