@@ -184,6 +184,7 @@ static void udp_sink(const char *port, double seconds)
     static char payloads[BATCH][2048];
     struct mmsghdr messages[BATCH] = {0};
     struct iovec parts[BATCH];
+    struct sockaddr_in sender;
     int sock = listening(SOCK_DGRAM, port), room = 8 << 20;
     double start = 0, last = now(), first = 0;
     uint64_t count = 0;
@@ -193,6 +194,8 @@ static void udp_sink(const char *port, double seconds)
         parts[i] = (struct iovec){payloads[i], sizeof payloads[i]};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
     }
+    messages[0].msg_hdr.msg_name = &sender;
+    messages[0].msg_hdr.msg_namelen = sizeof sender;
     ready();
     while (!start || last < start + seconds) {
         int got = recvmmsg(sock, messages, BATCH, MSG_DONTWAIT, NULL);
@@ -202,7 +205,11 @@ static void udp_sink(const char *port, double seconds)
             continue;
         }
         last = now();
-        if (!first) first = last;
+        if (!first) {
+            first = last;
+            /* One answer, as most of what is sent over UDP gets some: to conntrack the flow is established from then on. */
+            sendto(sock, "", 1, 0, (struct sockaddr *)&sender, sizeof sender);
+        }
         if (start)
             count += got;
         else if (last > first + WARM_UP)
