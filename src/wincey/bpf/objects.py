@@ -88,10 +88,14 @@ class Objects:
         for attachment in attachments:
             self._attacher.detach(attachment)
 
+    def others(self, wanted: Sequence[Attachment]) -> list[Attachment]:
+        """All attachments of this owner besides these, whether they work or not."""
+        keep = {attachment.place for attachment in wanted}
+        return [attachment for attachment in self._attacher.recorded() if attachment.place not in keep]
+
     def detach_others(self, wanted: Sequence[Attachment]) -> None:
         """Take our programs away from every place that is not one of these. Raises BpfError."""
-        keep = {attachment.place for attachment in wanted}
-        self.detach(attachment for attachment in self._attacher.recorded() if attachment.place not in keep)
+        self.detach(self.others(wanted))
 
     def retire(self) -> None:
         """Remove maps and programs of other releases, once no attachment uses them."""

@@ -5,6 +5,9 @@ stands without anyone who forwards for it, and nothing of ours is left behind by
 reconciler sees, and its repair makes everything anew. (A persistent device would keep address and routes, and swallow
 packets in silence; at clean-up nobody would know whose it is.)
 
+It is made persistent where programs in the kernel forward for it (see the control request `configure`, `lasts`): then the keeper
+is the one that may go.
+
 Making a device that exists and is held by a process fails with EBUSY. That is also the lock between two daemons that start
 a keeper at the same time: of one name in one network namespace there is one holder.
 """
@@ -102,6 +105,26 @@ def set_merging(udp: socket.socket, *, on: bool) -> bool:
     except OSError:
         return False
     return on
+
+
+def remove_leftover(name: str) -> None:
+    """Remove a TUN device that outlived its keeper; one that somebody holds, and what is no TUN, is left alone."""
+    try:
+        socket.if_nametoindex(name)
+        os.close(open_tun(name))  # which ends its persistence
+    except OSError:
+        pass  # not there, held, or of another kind
+
+
+def set_lasting(descriptor: int, on: bool) -> None:
+    """Whether the device outlives its descriptors; raises OSError."""
+    fcntl.ioctl(descriptor, _TUNSETPERSIST, int(on))
+
+
+def is_lasting(descriptor: int) -> bool:
+    """See set_lasting; raises OSError when the device is gone."""
+    flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)), 16)[0]
+    return bool(flags & _IFF_PERSIST)
 
 
 def tun_name(descriptor: int) -> str:

@@ -22,6 +22,7 @@ from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.state import Changes, Failure, Key, Object, Scope, Tunnel, TunnelPeer
 from wincey.tunnel.client import KeeperConnection, TunnelError, launch
 from wincey.tunnel.control import BUILD, PEER, Header, control_name
+from wincey.tunnel.device import remove_leftover
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,14 @@ class TunnelDriver:
     """Keeps the udp tunnels of this host's network namespace.
 
     directory: where control sockets lie, made if absent; the same one at every start, for that is how a running tunnel is
-    found again. Only tunnels that are desired, or whose device is in the scope, are looked for.
+    found again. Only tunnels that are desired, or whose device is in the scope, are looked for. farewell: the command that a
+    keeper runs, where its device outlives it, when it ends by itself.
     """
 
     handles: tuple[type[Object], ...] = (Tunnel, TunnelPeer)
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, farewell: Sequence[str] = ()) -> None:
+        self._directory, self._farewell = directory, list(farewell)
         self._connections: dict[str, KeeperConnection] = {}
         self._changed: Callable[[str], None] = lambda why: None
         self._lock = asyncio.Lock()
@@ -129,6 +131,7 @@ class TunnelDriver:
         if connection is None:
             if not wanted:
                 self._path(device).unlink(missing_ok=True)  # of a keeper that was killed; nobody listens there any more
+                remove_leftover(device)
             return None
         state, records = await connection.ask({"do": "show", "peers": True})
         if wanted and state["build"] != BUILD:
@@ -146,13 +149,13 @@ class TunnelDriver:
         if connection:
             state, _ = await connection.ask({"do": "show"})
             if state["build"] == BUILD and state["device"] == tunnel.device:
-                await connection.ask(_settings(tunnel))
+                await connection.ask(_settings(tunnel, self._farewell))
                 return
             await self._stop(tunnel.device)
         self._directory.mkdir(parents=True, exist_ok=True)
         await launch(self._path(tunnel.device), tunnel.device, tunnel.mtu, local, tunnel.port, tunnel.engine)
         if connection := await self._reach(tunnel.device):
-            await connection.ask(_settings(tunnel))
+            await connection.ask(_settings(tunnel, self._farewell))
 
     async def _stop(self, device: str) -> None:
         if connection := await self._reach(device):
@@ -208,7 +211,7 @@ def _is_ipv4(peer: TunnelPeer) -> bool:
     return len(peer.subnet.address) == len(peer.endpoint) == 4
 
 
-def _settings(tunnel: Tunnel) -> Header:
+def _settings(tunnel: Tunnel, farewell: list[str]) -> Header:
     """The request that makes a keeper's tunnel like that."""
     return {
         "do": "configure",
@@ -219,6 +222,7 @@ def _settings(tunnel: Tunnel) -> Header:
         "check": tunnel.check,
         "network": str(tunnel.network or _ANYTHING),
         "lasts": tunnel.lasts,
+        "farewell": farewell if tunnel.lasts else [],
     }
 
 

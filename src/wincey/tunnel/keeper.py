@@ -5,7 +5,8 @@ something to say on the control socket, and engines change in place: device, soc
 
 Requests of control.py, and what this keeper adds to them: `show` tells `wanted` and `engine` (engines.ENGINES), `core` (the
 compiled one, or Python's), `why` it is no better one, `check` and `network` of sources; `configure` takes `engine`, and `check`
-with `network`, if they are given. `handover` says `header` when its sender can take a device whose packets have the virtio
+with `network`, if they are given. Both have `lasts` (see device.set_lasting), and `farewell`: the command to run at an end that
+nobody told us to make. `handover` says `header` when its sender can take a device whose packets have the virtio
 header. A keeper of an earlier release can't, and hands over a device without: it is opened anew, see device.reopen_tun.
 
 It ends when told to (`stop`), when another keeper has taken over (`taken`), on SIGTERM, when no daemon is there and flannel
@@ -21,9 +22,10 @@ import select
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from wincey.tunnel.control import BUILD, DirectoryAddress, Header, connect, decode, encode
-from wincey.tunnel.device import Interface, has_header, open_tun, open_udp, reopen_tun
+from wincey.tunnel.device import Interface, has_header, is_lasting, open_tun, open_udp, reopen_tun, set_lasting
 from wincey.tunnel.engines import ENGINES, OFFLOAD, PLAIN, engage
 from wincey.tunnel.relay import Relay
 from wincey.tunnel.sources import SourceCheck
@@ -42,6 +44,7 @@ class Keeper:
         self._interface = Interface(tun)
         self._relay: Relay = Relay(tun, udp, self._interface.refuse, header=has_header(tun))
         self._wanted, self._why = PLAIN, ""
+        self._farewell: list[str] = []
         self._predecessor: socket.socket | None = None
         self._clients: dict[int, _Client] = {}
         self._running = True
@@ -80,6 +83,7 @@ class Keeper:
             keeper._relay.update(peers)
             if "check" in state:
                 keeper._relay.restrict(_check(state))
+            keeper._farewell = _words(state.get("farewell", []))
             keeper._engage(str(state.get("wanted", OFFLOAD)))
             counters = _ask(sock, {"do": "show"}, buffer)[0]["counters"]  # it forwards until the next line
             if isinstance(counters, dict):
@@ -106,7 +110,16 @@ class Keeper:
             if error.errno not in _GONE:
                 raise
         finally:
+            if self._owns_path:
+                self._say_farewell()
             self._remove_path()
+
+    def _say_farewell(self) -> None:
+        """An end that nobody told us to make: the device goes with us after all, and with it what works on it."""
+        with suppress(OSError):
+            set_lasting(self._relay.tun, on=False)
+            if self._farewell:
+                os.waitpid(os.posix_spawn(self._farewell[0], self._farewell, os.environ), 0)
 
     def _loop(self) -> None:
         poll = self._poll = select.epoll()
@@ -261,6 +274,8 @@ class Keeper:
             "local": local,
             "port": port,
             "counters": self._relay.counters,
+            "lasts": bool(name) and is_lasting(self._relay.tun),
+            "farewell": self._farewell,
             "wanted": self._wanted,
             "engine": self._relay.name,
             "core": self._relay.core,
@@ -288,6 +303,9 @@ class Keeper:
             if engine == OFFLOAD and not self._relay.header and not self._predecessor:
                 self._reopen(header=True)
             self._engage(str(engine))
+        if "lasts" in header:
+            set_lasting(self._relay.tun, on=bool(header["lasts"]))
+        self._farewell = _words(header.get("farewell", self._farewell))
         return encode({})
 
     def _peers(self, _: _Client, __: Header, body: bytes) -> bytes:
@@ -314,6 +332,8 @@ class Keeper:
     def _stop(self, client: _Client, _: Header, __: bytes) -> bytes:
         self._running = False
         self._remove_path()
+        with suppress(OSError):  # the device is gone already
+            set_lasting(self._relay.tun, on=False)
         os.close(self._relay.tun)
         self._relay.udp.close()
         client.finish(encode({}))
@@ -353,6 +373,10 @@ def _check(state: Header) -> SourceCheck:
         return SourceCheck(str(state["check"]), socket.inet_aton(network), int(length))
     except OSError:
         raise ValueError(f"no IPv4 network: {network}") from None
+
+
+def _words(given: object) -> list[str]:
+    return [str(word) for word in given] if isinstance(given, list) else []
 
 
 def _ask(sock: socket.socket, header: Header, buffer: bytearray) -> tuple[Header, bytes]:

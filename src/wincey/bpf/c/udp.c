@@ -104,7 +104,6 @@ INLINE int wrap(struct __sk_buff *skb, struct config *cfg, struct route *route, 
 	outer->udp.len = bpf_htons(length - sizeof(struct iphdr));
 	if (!at && push_ethernet(skb))
 		return DROP;
-	skb->mark = 0;	/* it was for the inner packet's own routing */
 	add(&counters, OUT_PACKETS, packets(skb));
 	add(&counters, OUT_BYTES, skb->len - sizeof(struct ethhdr) - HEADERS);
 	return bpf_redirect_neigh(cfg->underlay, 0, 0, 0);	/* gateway and MAC from the kernel's own tables */
