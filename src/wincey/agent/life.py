@@ -7,7 +7,8 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from wincey.agent.preparation import no_config
 from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
+from wincey.agent.udpengine import UdpEngines, UdpWishes
 from wincey.agent.view import NetworkView, Views, WaitingView, peer_subnets
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
@@ -33,7 +35,7 @@ from wincey.leasing.claims import Host
 from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
 from wincey.model.networkname import UNNAMED
-from wincey.model.state import Scope
+from wincey.model.state import Failure, Scope
 from wincey.observe.apilisten import ApiListen
 from wincey.store.kv import KeyValueStore
 from wincey.store.measured import MeasuredLeases
@@ -79,6 +81,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     metrics_listen: tuple[str, int] = ("", 0)
     probe: float = 0.0
     metrics_peers: int = 0
+    udp: UdpWishes = UdpWishes()
     several: Several | None = None
 
 
@@ -99,7 +102,8 @@ async def live(
     state = State(subnet_file, rng)
     rules = _rules(subnet_file, seat.name if seat else None)
     links = RtnetlinkDriver()
-    drivers: Sequence[Driver] = (*part_drivers(state), TunnelDriver(state.directory), links, SysctlDriver(), rules)
+    engines = UdpEngines(options.udp)
+    drivers = _drivers(state, engines.failed, links, SysctlDriver(), rules)
     reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
     registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
@@ -128,10 +132,11 @@ async def live(
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
-            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud),
+            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud, engines=engines),
             seat=seat,
             targets=prober.targets if prober else None,
         )
+        engines.reconsider = network.reconsider
         view = NetworkView(
             name, options.store.described, network, reconciler, requests=measured.requests, prober=prober
         )
@@ -211,9 +216,9 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
     """
     state = State(subnet_file, random.Random())  # noqa: S311  # as above
     rules = _rules(subnet_file, network)
-    tunnel, links = TunnelDriver(state.directory), RtnetlinkDriver()
+    links = RtnetlinkDriver()
     networks = state.networks | set(read_env_file(subnet_file).networks)
-    reconciler = Reconciler(DesiredState(), (*part_drivers(state), tunnel, links))
+    reconciler = Reconciler(DesiredState(), _drivers(state, lambda failure: None, links))
     reconciler.scope = Scope(tuple(sorted(state.devices)), tuple(sorted(networks)))
     failures = await reconciler.settle()
     await rules.remove_all()
@@ -226,6 +231,17 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
         Path(subnet_file).unlink(missing_ok=True)  # noqa: ASYNC240  # nothing waits for us meanwhile
         log.info("removed all of ours from this host; its lease stays in the store until it expires")
     return not failures
+
+
+def _drivers(state: State, failed: Callable[[Failure], None], *others: Driver) -> list[Driver]:
+    """All of a network's. failed: told what can't be put in place of the late parts."""
+    tunnel = TunnelDriver(state.directory, farewell=_farewell(state.directory))
+    return [*part_drivers(state), tunnel, *part_drivers(state, late=True, failed=failed), *others]
+
+
+def _farewell(directory: Path) -> list[str]:
+    """What removes the udp tunnel's programs when its keeper ends without a daemon; see wincey.bpf.__main__."""
+    return [sys.executable, "-P", "-m", "wincey.bpf", str(directory)]
 
 
 def _rules(subnet_file: str, network: str | None) -> TrafficRulesDriver:

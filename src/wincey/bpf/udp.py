@@ -15,6 +15,7 @@ import errno
 import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,8 @@ from wincey.bpf.pairs import Pair
 from wincey.bpf.program import read_baked
 from wincey.bpf.syscall import BpfError
 from wincey.bpf.watch import LinkWatch
+from wincey.kernel.netlink import Netlink, NetlinkError
+from wincey.kernel.rtnl import get_link
 from wincey.model.address import Address, Subnet
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.model.udp import BpfRoute, BpfTunnel
@@ -53,6 +56,7 @@ COUNTERS = (
 """By index in the map. passed: to the keeper, which counts them again. cut: finished for a peer that is a process."""
 
 _FIRST = bytes(4)
+_ARPHRD_ETHER = 1
 _DRAIN = 0.05  # seconds; a packet takes microseconds from one end of a pair to the other
 
 
@@ -265,6 +269,17 @@ def _devices(tunnel: BpfTunnel) -> frozenset[str]:
     finishing, merging = pairs_of(tunnel.device)
     names = (tunnel.device, tunnel.underlay, finishing.into, finishing.out, merging.into, merging.out)
     return frozenset(names)
+
+
+def unfit(underlay: str) -> str:
+    """Why the programs can't work at this underlay device, "" if they can."""
+    with closing(Netlink()) as netlink:
+        try:
+            _, data, start, _ = netlink.request(get_link(underlay))
+        except NetlinkError as error:
+            return f"device {underlay}: {error}"
+    kind = int(struct.unpack_from("=H", data, start + 2)[0])
+    return "" if kind == _ARPHRD_ETHER else f"packets on {underlay} have no Ethernet header (device type {kind})"
 
 
 async def remove(directory: Path) -> list[Failure]:

@@ -101,6 +101,7 @@ def daemon_options(options: Options) -> DaemonOptions:
     from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
+    from wincey.agent.udpengine import UdpWishes
     from wincey.observe.apilisten import ApiListen
 
     return DaemonOptions(
@@ -133,6 +134,7 @@ def daemon_options(options: Options) -> DaemonOptions:
         if options.api_listen
         else None,
         metrics_peers=options.metrics_peers,
+        udp=UdpWishes(options.udp_engine, options.udp_source_check),
         probe=float(options.probe_interval) if options.probe else 0.0,
         metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.
