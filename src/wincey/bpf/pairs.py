@@ -28,7 +28,7 @@ _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
 _NESTED = 0x8000
-_UP_NOARP = 0x1 | 0x80
+_IFF_UP, _IFF_NOARP = 0x1, 0x80
 _MTU = 65535  # whatever the network's is
 _QUEUES = 16  # at most; one for each processor that may send
 
@@ -73,6 +73,28 @@ def make(pair: Pair) -> Ends:
         return found
     remove(pair)
     queues = min(processors(), _QUEUES)
+    creation = message(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _request(pair, queues))
+    with _netlink() as netlink:
+        if refusal := netlink.transact([creation]).get(0):
+            raise BpfError(f"veth pair {pair.into}", refusal.errno, refusal.words)
+        netlink.transact([_silence(name) for name in (pair.into, pair.out)])  # refused where there is no IPv6 at all
+    try:
+        if pair.kind == "finishing":
+            fine = not ethtool.get_tx_checksum(pair.into)
+        else:
+            fine = not ethtool.get_segmentation(pair.into) and ethtool.get_merging(pair.out)
+    except OSError:
+        return None
+    return Ends(into.index, out.mac) if fine else None
+
+
+def make(pair: Pair) -> Ends:
+    """Have it there. Raises BpfError."""
+    found = look(pair)
+    if found:
+        return found
+    remove(pair)
+    queues = min(processors(), _QUEUES)
     with _netlink() as netlink:
         refusal = netlink.transact([message(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _request(pair, queues))]).get(
             0
@@ -87,6 +109,8 @@ def make(pair: Pair) -> Ends:
             ethtool.set_merging(pair.out, on=True)
     except OSError as error:
         raise BpfError(f"offloads of {pair.into}", error.errno or 0) from None
+    with _netlink() as netlink:
+        netlink.transact([_up(name) for name in (pair.into, pair.out)])
     made = look(pair)
     if made is None:
         raise BpfError(f"veth pair {pair.into}", errno.EAGAIN, "somebody else changed it at once")
@@ -132,12 +156,25 @@ def _request(pair: Pair, queues: int) -> bytes:
 
 
 def _end(name: str, queues: int) -> bytes:
-    silent = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_GEN_MODE_NONE]))
     return (
-        _LINK.pack(socket.AF_UNSPEC, 0, 0, _UP_NOARP, _UP_NOARP)
-        + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        _LINK.pack(socket.AF_UNSPEC, 0, 0, _IFF_NOARP, _IFF_NOARP)
+        + _name(name)
         + attribute(_IFLA_MTU, struct.pack("=I", _MTU))
         + attribute(_IFLA_NUM_TX_QUEUES, struct.pack("=I", queues))
         + attribute(_IFLA_NUM_RX_QUEUES, struct.pack("=I", queues))
-        + attribute(_IFLA_AF_SPEC | _NESTED, attribute(socket.AF_INET6 | _NESTED, silent))
     )
+
+
+def _silence(name: str) -> bytes:
+    """No IPv6 address of its own, and so none of its requests."""
+    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_GEN_MODE_NONE]))
+    family = attribute(_IFLA_AF_SPEC | _NESTED, attribute(socket.AF_INET6 | _NESTED, mode))
+    return message(rtnl.RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _name(name) + family)
+
+
+def _up(name: str) -> bytes:
+    return message(rtnl.RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, _IFF_UP, _IFF_UP) + _name(name))
+
+
+def _name(name: str) -> bytes:
+    return attribute(_IFLA_IFNAME, name.encode() + b"\0")
