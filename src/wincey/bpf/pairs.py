@@ -80,29 +80,6 @@ def make(pair: Pair) -> Ends:
         netlink.transact([_silence(name) for name in (pair.into, pair.out)])  # refused where there is no IPv6 at all
     try:
         if pair.kind == "finishing":
-            fine = not ethtool.get_tx_checksum(pair.into)
-        else:
-            fine = not ethtool.get_segmentation(pair.into) and ethtool.get_merging(pair.out)
-    except OSError:
-        return None
-    return Ends(into.index, out.mac) if fine else None
-
-
-def make(pair: Pair) -> Ends:
-    """Have it there. Raises BpfError."""
-    found = look(pair)
-    if found:
-        return found
-    remove(pair)
-    queues = min(processors(), _QUEUES)
-    with _netlink() as netlink:
-        refusal = netlink.transact([message(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _request(pair, queues))]).get(
-            0
-        )
-        if refusal:
-            raise BpfError(f"veth pair {pair.into}", refusal.errno, refusal.words)
-    try:
-        if pair.kind == "finishing":
             ethtool.set_tx_checksum(pair.into, on=False)
         else:
             ethtool.set_segmentation(pair.into, on=False)
