@@ -48,7 +48,7 @@ def load(path: Path = LIBRARY) -> ctypes.CDLL:
         ("set", None, [pointer, number, number, number, number, number, ctypes.c_char_p, number]),
         ("outbound", number, [pointer, number, number]),
         ("inbound", number, [pointer, number, number]),
-        ("forward", number, [pointer, number, number, number, number]),
+        ("forward", number, [pointer, number, number, number]),
         ("refused", number, [pointer, ctypes.c_char_p, number]),
         ("counter", ctypes.c_char_p, [pointer, number, ctypes.POINTER(ctypes.c_uint64)]),
         ("failure", ctypes.c_uint64, [pointer, number, number]),
@@ -124,7 +124,7 @@ class Native(Offload):
 
     def forward(self, control: int) -> None:
         # Once: a signal, a packet to refuse and a word on `control` all are reasons to come back to the caller's loop.
-        self._done(self._library.wincey_forward(self._core, self.tun, self.udp.fileno(), control, -1))
+        self._done(self._library.wincey_forward(self._core, self._epoll(control).fileno(), self.tun, self.udp.fileno()))
 
     def close(self) -> None:
         super().close()

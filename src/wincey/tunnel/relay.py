@@ -100,22 +100,17 @@ class Relay:
 
     def forward(self, control: int) -> None:
         """Move packets until the descriptor `control` is readable; raises OSError when the device is gone."""
-        if self._poll is None:
-            self._poll = select.epoll()
-            for descriptor in (self.tun, self.udp.fileno(), control):
-                self._poll.register(descriptor, select.EPOLLIN)
         tun = self.tun
-        while True:
-            told = False
-            for descriptor, _ in self._poll.poll():
+        wait = self._epoll(control).poll
+        told = False
+        while not told:
+            for descriptor, _ in wait():
                 if descriptor == tun:
                     self.outbound()
                 elif descriptor == control:
                     told = True
                 else:
                     self.inbound()
-            if told:
-                return
 
     def close(self) -> None:
         """Release what is the engine's own; device and socket are the keeper's."""
@@ -252,6 +247,14 @@ class Relay:
 
     def _count(self, name: str, count: int = 1) -> None:
         self._counters[name] = self._counters.get(name, 0) + count
+
+    def _epoll(self, control: int) -> select.epoll:
+        """What waits for device, socket and `control`; made anew after one of them has changed."""
+        if self._poll is None:
+            self._poll = select.epoll()
+            for descriptor in (self.tun, self.udp.fileno(), control):
+                self._poll.register(descriptor, select.EPOLLIN)
+        return self._poll
 
     def _unpoll(self) -> None:
         if self._poll is not None:

@@ -8,9 +8,11 @@
 
 #include <errno.h>
 #include <netinet/udp.h>
-#include <poll.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef UDP_SEGMENT
@@ -23,12 +25,13 @@
 #define FRAME (VNET + PACKET)	/* the most that a read of the device gives */
 #define FRAMES 8		/* large packets of one batch; more small ones */
 #define READS 64
+#define GATHER 20000		/* nanoseconds */
 #define DATAGRAMS 16		/* each up to a whole train */
 #define RECEIVE (PACKET + 1)
 #define ARENA (DATAGRAMS * RECEIVE)
 
 _Static_assert(sizeof(struct vnet) == VNET, "as the kernel lays it out");
-_Static_assert(ARENA >= FRAMES * FRAME, "one arena for both directions");
+_Static_assert(ARENA >= (FRAMES + 1) * FRAME, "one arena for both directions");
 
 static const char *const names[COUNTERS] = {
 	"out.packets", "out.bytes", "in.packets", "in.bytes",
@@ -95,6 +98,16 @@ static void send_trains(struct core *core, int udp)
 	union { char space[CMSG_SPACE(sizeof(uint16_t))]; struct cmsghdr align; } control[TRAINS];
 	unsigned i;
 
+	if (out->iovs == 1) {	/* one packet alone: the cheapest call */
+		to[0] = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = core->port,
+					     .sin_addr.s_addr = out->train[0].to->address};
+		if (sendto(udp, out->iov[0].iov_base, out->iov[0].iov_len, MSG_DONTWAIT, (void *)&to[0], sizeof to[0]) < 0)
+			failed(core, OUT_DROP, errno, 1);
+		else
+			sent(core, &out->train[0]);
+		out->trains = out->iovs = out->segments = 0;
+		return;
+	}
 	for (i = 0; i < out->trains; i++) {
 		struct train *train = &out->train[i];
 		struct msghdr *message = &messages[i].msg_hdr;
@@ -180,26 +193,37 @@ static void leave(struct core *core, uint8_t *frame, size_t length, int udp)
 	}
 }
 
+/* How many calls to make next time: as many as brought something, and more when all did. One packet at a time, as of a
+ * request and its answer, then costs no call that finds nothing. */
+static uint32_t next_batch(uint32_t made, uint32_t limit, uint32_t most)
+{
+	if (made < limit)
+		return made ? made : 1;
+	return limit * 4 < most ? limit * 4 : most;
+}
+
 /* Send what the device has, at most a batch, and until a packet is to be refused. 0, or -errno when the device is gone. */
 EXPORT int wincey_outbound(struct core *core, int tun, int udp)
 {
 	size_t used = 0;
+	uint32_t reads = 0;
 	int result = 0;
 
-	for (int reads = 0; reads < READS && ARENA - used >= FRAME && used < FRAMES * (size_t)FRAME && !core->refused; reads++) {
+	while (reads < core->reads && used < FRAMES * (size_t)FRAME && !core->refused) {
 		ssize_t length = read(tun, core->arena + used, FRAME);
 
-		if (length < 0) {
-			if (errno != EAGAIN && errno != EINTR)
+		if (length <= 0) {
+			if (length < 0 && errno != EAGAIN && errno != EINTR)
 				result = -errno;
 			break;
 		}
-		if (!length)
-			break;
 		leave(core, core->arena + used, (size_t)length, udp);
 		used += ((size_t)length + 63) & ~(size_t)63;
+		reads++;
 	}
 	send_trains(core, udp);
+	core->streak = reads * 256 > used ? core->streak + reads : 0;
+	core->reads = next_batch(reads, core->reads, READS);
 	return result;
 }
 
@@ -324,20 +348,29 @@ EXPORT int wincey_inbound(struct core *core, int tun, int udp)
 	struct sockaddr_in from[DATAGRAMS];
 	struct iovec iov[DATAGRAMS];
 	union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control[DATAGRAMS];
-	int got, result = 0;
+	int want = (int)core->datagrams, got, result = 0;
 
-	for (int i = 0; i < DATAGRAMS; i++) {
+	for (int i = 0; i < want; i++) {
 		iov[i] = (struct iovec){core->arena + i * (size_t)RECEIVE, RECEIVE};
 		messages[i].msg_hdr = (struct msghdr){.msg_name = &from[i], .msg_namelen = sizeof from[i], .msg_iov = &iov[i],
 						      .msg_iovlen = 1, .msg_control = &control[i],
 						      .msg_controllen = sizeof control[i].space};
 	}
-	got = recvmmsg(udp, messages, DATAGRAMS, MSG_DONTWAIT, NULL);
+	if (want > 1) {
+		got = recvmmsg(udp, messages, (unsigned)want, MSG_DONTWAIT, NULL);
+	} else {
+		ssize_t length = recvmsg(udp, &messages[0].msg_hdr, MSG_DONTWAIT);
+
+		messages[0].msg_len = (unsigned)length;
+		got = length < 0 ? -1 : 1;
+	}
 	if (got < 0) {
 		if (errno != EAGAIN && errno != EINTR)
 			failed(core, IN_ERROR, errno, 1);	/* an error that an earlier send left on the socket */
 		return 0;
 	}
+	core->streak = 0;
+	core->datagrams = next_batch((uint32_t)got, core->datagrams, DATAGRAMS);
 	core->merge.count = 0;
 	for (int i = 0; i < got && !result; i++) {
 		const uint8_t *data = iov[i].iov_base;
@@ -375,6 +408,8 @@ EXPORT struct core *wincey_new(void)
 		free(core);
 		return NULL;
 	}
+	core->reads = core->datagrams = 1;
+	prctl(PR_SET_TIMERSLACK, 1000);	/* of this process, which sleeps for a GATHER only */
 	return core;
 }
 
@@ -404,25 +439,49 @@ EXPORT void wincey_set(struct core *core, int port, int trains, int tcp, int udp
 		core->peers.endpoints[i].limit = DATAGRAM;
 }
 
-/* Forward until `control` is readable, a packet is to be refused, a signal comes, or `timeout` milliseconds pass without
- * anything to do (-1: never). 0, or -errno when the device is gone. */
-EXPORT int wincey_forward(struct core *core, int tun, int udp, int control, int timeout)
+/* A flood of small packets wakes us for each of them, at the cost of whoever sends them, often on the same processor. So
+ * when several went out, fast, and none came in, the next ones are given a moment to gather. Requests and answers never wait:
+ * between two of them something comes in. */
+static void gather(struct core *core)
 {
-	struct pollfd wait[3] = {{tun, POLLIN, 0}, {udp, POLLIN, 0}, {control, POLLIN, 0}};
-	int result;
+	struct timespec now;
+	uint64_t moment;
 
-	for (;;) {
-		int ready = poll(wait, 3, timeout);
-
-		if (ready <= 0)
-			return ready < 0 && errno != EINTR ? -errno : 0;
-		if (wait[0].revents && (result = wincey_outbound(core, tun, udp)))
-			return result;
-		if (wait[1].revents && (result = wincey_inbound(core, tun, udp)))
-			return result;
-		if (wait[2].revents || core->refused)
-			return 0;
+	if (core->streak < 4)
+		return;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	moment = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	if (moment - core->moment < 2 * GATHER) {
+		nanosleep(&(struct timespec){.tv_nsec = GATHER}, NULL);
+		moment += GATHER;
 	}
+	core->moment = moment;
+}
+
+/* Forward until anything else in `epoll` than the device and the socket is ready, a packet is to be refused, or a signal
+ * comes. 0, or -errno when the device is gone. */
+EXPORT int wincey_forward(struct core *core, int epoll, int tun, int udp)
+{
+	struct epoll_event ready[4];
+	int count, told = 0, result;
+
+	while (!told && !core->refused) {
+		count = epoll_wait(epoll, ready, 4, -1);
+		if (count < 0)
+			return errno == EINTR ? 0 : -errno;
+		for (int i = 0; i < count; i++) {
+			if (ready[i].data.fd == tun)
+				result = wincey_outbound(core, tun, udp);
+			else if (ready[i].data.fd == udp)
+				result = wincey_inbound(core, tun, udp);
+			else
+				result = 0, told = 1;
+			if (result)
+				return result;
+		}
+		gather(core);
+	}
+	return 0;
 }
 
 /* Take the packet that nobody has, as much as fits: its length, 0 when there is none. */

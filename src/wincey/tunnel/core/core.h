@@ -104,6 +104,9 @@ struct core {
 	uint32_t network, network_mask;		/* of the cluster, for the check of sources */
 	uint16_t port;
 	uint8_t check, trains, merge_tcp, merge_udp;
+	uint32_t reads, datagrams;		/* of the next batch */
+	uint64_t moment;			/* nanoseconds: when the last batch of small packets was done with */
+	uint32_t streak;			/* small packets that went out since something came in */
 	uint32_t refused;			/* bytes of a packet that nobody has, 0 when there is none to tell of */
 	uint8_t refusal[1024];
 };
