@@ -35,7 +35,7 @@ from wincey.leasing.claims import Host
 from wincey.model.address import Subnet
 from wincey.model.errors import StoreError, WinceyError
 from wincey.model.networkname import UNNAMED
-from wincey.model.state import Failure, Scope
+from wincey.model.state import Scope
 from wincey.observe.apilisten import ApiListen
 from wincey.store.kv import KeyValueStore
 from wincey.store.measured import MeasuredLeases
@@ -103,8 +103,7 @@ async def live(
     rules = _rules(subnet_file, seat.name if seat else None)
     links = RtnetlinkDriver()
     engines = UdpEngines(options.udp)
-    drivers = _drivers(state, engines.failed, links, SysctlDriver(), rules)
-    reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
+    reconciler = Reconciler(DesiredState(), _drivers(state, engines, links, SysctlDriver(), rules), options.audit)
     registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
     prober = Prober(rng, options.probe) if options.probe else None
@@ -138,7 +137,13 @@ async def live(
         )
         engines.reconsider = network.reconsider
         view = NetworkView(
-            name, options.store.described, network, reconciler, requests=measured.requests, prober=prober
+            name,
+            options.store.described,
+            network,
+            reconciler,
+            requests=measured.requests,
+            prober=prober,
+            engine=engines.report,
         )
         view.reason = waiting.reason
         views.put(name, view)
@@ -218,7 +223,7 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
     rules = _rules(subnet_file, network)
     links = RtnetlinkDriver()
     networks = state.networks | set(read_env_file(subnet_file).networks)
-    reconciler = Reconciler(DesiredState(), _drivers(state, lambda failure: None, links))
+    reconciler = Reconciler(DesiredState(), _drivers(state, UdpEngines(UdpWishes()), links))
     reconciler.scope = Scope(tuple(sorted(state.devices)), tuple(sorted(networks)))
     failures = await reconciler.settle()
     await rules.remove_all()
@@ -233,10 +238,12 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
     return not failures
 
 
-def _drivers(state: State, failed: Callable[[Failure], None], *others: Driver) -> list[Driver]:
-    """All of a network's. failed: told what can't be put in place of the late parts."""
+def _drivers(state: State, engines: UdpEngines, *others: Driver) -> list[Driver]:
+    """All of a network's."""
     tunnel = TunnelDriver(state.directory, farewell=_farewell(state.directory))
-    return [*part_drivers(state), tunnel, *part_drivers(state, late=True, failed=failed), *others]
+    late = part_drivers(state, late=True, failed=engines.failed)
+    engines.watch(tunnel.latest, lambda: {name: count for part in late for name, count in part.counters().items()})
+    return [*part_drivers(state), tunnel, *late, *others]
 
 
 def _farewell(directory: Path) -> list[str]:

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -223,6 +224,14 @@ SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {
 """By backend type: what a server has to know that keeps the cloud's route tables for its clients."""
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A driver whose objects count."""
+
+    def counters(self) -> Mapping[str, int]:
+        """By name."""
+
+
 class PartDriver:
     """The driver of a part, which is opened once something of its kinds is desired, or an earlier run has left some."""
 
@@ -255,6 +264,10 @@ class PartDriver:
             self._failed(failure)
         return failures
 
+    def counters(self) -> Mapping[str, int]:
+        """What it has counted since it made something here; nothing while it has not, and of one that does not count."""
+        return self._driver.counters() if isinstance(self._driver, Counting) else {}
+
     def watch(self, changed: Callable[[str], None]) -> None:
         """See Driver."""
         self._changed = changed
@@ -276,7 +289,7 @@ class PartDriver:
 
 def part_drivers(
     state: State, *, late: bool = False, failed: Callable[[Failure], None] = lambda failure: None
-) -> list[Driver]:
+) -> list[PartDriver]:
     """All parts, none of them open: those that are late, or the others. failed: told of all that could not be applied."""
     return [PartDriver(part, state, failed) for part in PARTS if part.late == late]
 

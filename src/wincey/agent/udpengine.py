@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from wincey.backends.base import HostFacts
-from wincey.backends.udp import CHECK, ENGINE, KEEPER
+from wincey.backends.udp import CHECK, ENGINE, KEEPER, UdpBackend
+from wincey.model.config import NetworkConfig
 from wincey.model.errors import NotJoinable
+from wincey.model.report import EngineReport
 from wincey.model.state import Failure
 from wincey.model.udp import BpfTunnel
 
@@ -43,6 +45,9 @@ class UdpEngines:
         self._wishes = wishes
         self._refused: dict[str, str] = {}
         self._told = ""
+        self._chosen: Mapping[str, str] = {}
+        self._keeper: Callable[[], Mapping[str, object]] = dict
+        self._programs: Callable[[], Mapping[str, int]] = dict
 
     def choose(self, facts: HostFacts) -> Mapping[str, str]:
         """What is found of this host. Raises NotJoinable when the one engine that may be had can't."""
@@ -58,6 +63,25 @@ class UdpEngines:
             reasons.append(f"{engine}: {reason}")
         raise NotJoinable(
             f"--udp-engine={wanted} can't be had: {reasons[0].partition(': ')[2]}. Give this host what is missing, or use auto"
+        )
+
+    def watch(self, keeper: Callable[[], Mapping[str, object]], programs: Callable[[], Mapping[str, int]]) -> None:
+        """Where the report gets what they have counted. keeper: what it shows (wincey.tunnel.control)."""
+        self._keeper, self._programs = keeper, programs
+
+    def report(self, config: NetworkConfig) -> EngineReport | None:
+        """What carries the packets; None where it is not the udp backend."""
+        if config.backend_type != UdpBackend.type or not self._chosen:
+            return None
+        shown = self._keeper()
+        name = " ".join(str(shown[key]) for key in ("engine", "core") if shown.get(key))
+        counted = {"kernel": dict(self._programs()), "keeper": _numbers(shown.get("counters"))}
+        reasons = [self._chosen[WHY], str(shown.get("why", ""))]
+        return EngineReport(
+            name=self._chosen[ENGINE],
+            why="; ".join(filter(None, reasons)),
+            keeper=name,
+            counters={who: counters for who, counters in counted.items() if counters},
         )
 
     def failed(self, failure: Failure) -> None:
@@ -78,7 +102,12 @@ class UdpEngines:
             log.info("%s", told)
             self._told = told
         keeper = "plain" if engine == "plain" else "offload"
-        return {ENGINE: engine, KEEPER: keeper, CHECK: self._wishes.check, WHY: why}
+        self._chosen = {ENGINE: engine, KEEPER: keeper, CHECK: self._wishes.check, WHY: why}
+        return self._chosen
+
+
+def _numbers(found: object) -> dict[str, int]:
+    return {str(name): int(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _bpf(facts: HostFacts) -> tuple[str, str]:

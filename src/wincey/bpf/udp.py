@@ -142,8 +142,10 @@ class BpfTunnelDriver:
         self._close()
 
     def counters(self) -> dict[str, int]:
-        """Packets, bytes and drops since the programs were first loaded. Raises BpfError."""
-        counters = self._opened().maps["counters"]
+        """Packets, bytes and drops since the programs were first loaded; nothing while they are not."""
+        if self._objects is None:
+            return {}
+        counters = self._objects.maps["counters"]
         return {name: counters.total(index) for index, name in enumerate(COUNTERS)}
 
     def _opened(self) -> Objects:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class TunnelDriver:
     def __init__(self, directory: Path, farewell: Sequence[str] = ()) -> None:
         self._directory, self._farewell = directory, list(farewell)
         self._connections: dict[str, KeeperConnection] = {}
+        self._shown: dict[str, Header] = {}
+        self._asking: asyncio.Task[None] | None = None
         self._changed: Callable[[str], None] = lambda why: None
         self._lock = asyncio.Lock()
 
@@ -93,10 +96,25 @@ class TunnelDriver:
 
     async def close(self) -> None:
         """Leave the keepers to themselves: they go on."""
+        if self._asking:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         async with self._lock:
             connections, self._connections = self._connections, {}
             for connection in connections.values():
                 await connection.close()
+
+    def latest(self) -> Mapping[str, object]:
+        """What a keeper has shown last (see control), of its engine and counters too; asks it anew for the next time."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask_all())
+        return next(iter(self._shown.values()), {})
+
+    async def _ask_all(self) -> None:
+        async with self._lock:
+            for device, connection in self._connections.items():
+                with suppress(TunnelError):
+                    self._shown[device], _ = await connection.ask({"do": "show"})
 
     async def counters(self, device: str) -> dict[str, int] | None:
         """Packets, bytes and drops by direction and reason since the tunnel was first started; None when it is not there.
@@ -122,6 +140,7 @@ class TunnelDriver:
         return connection
 
     async def _leave(self, device: str) -> None:
+        self._shown.pop(device, None)
         if connection := self._connections.pop(device, None):
             await connection.close()
 
@@ -134,6 +153,7 @@ class TunnelDriver:
                 remove_leftover(device)
             return None
         state, records = await connection.ask({"do": "show", "peers": True})
+        self._shown[device] = state
         if wanted and state["build"] != BUILD:
             log.info("%s: the udp tunnel of build %s hands over to build %s", device, state["build"], BUILD)
             await self._leave(device)
@@ -160,6 +180,7 @@ class TunnelDriver:
     async def _stop(self, device: str) -> None:
         if connection := await self._reach(device):
             del self._connections[device]  # its end is our doing
+            self._shown.pop(device, None)
             try:
                 await connection.ask({"do": "stop"})
             finally:
