@@ -1,6 +1,7 @@
 """An engine of the udp tunnel without a kernel device: a socket pair stands for the TUN, loopback for the underlay."""
 
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class Bench:
         """The same of frames with a header of any content."""
         for frame in frames:
             self.host.send(frame)
-        self.relay.outbound()
+        while readable(self.tun):
+            self.relay.outbound()
         return drain(self.peer)
 
     def from_underlay(self, *packets, by=None):
@@ -62,7 +64,8 @@ class Bench:
     def frames_from_underlay(self, *packets, by=None):
         for packet in packets:
             (by or self.peer).sendto(packet, self.udp.getsockname())
-        self.relay.inbound()
+        while readable(self.udp):
+            self.relay.inbound()
         return drain(self.host)
 
     def counted(self):
@@ -79,6 +82,10 @@ def bound(host, port=0):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     sock.bind((host, port))
     return sock
+
+
+def readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 def drain(sock):

@@ -408,7 +408,8 @@ EXPORT struct core *wincey_new(void)
 		free(core);
 		return NULL;
 	}
-	core->reads = core->datagrams = 1;
+	core->reads = READS;
+	core->datagrams = DATAGRAMS;
 	prctl(PR_SET_TIMERSLACK, 1000);	/* of this process, which sleeps for a GATHER only */
 	return core;
 }
