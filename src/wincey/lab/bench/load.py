@@ -38,7 +38,7 @@ LOWER_IS_BETTER = ("p50", "cpu")
 
 _PORT = "5201"
 _PATIENCE = 30.0  # seconds beyond the load's own
-_IMPORTANT = "-10"
+_IMPORTANT = "-20"
 
 
 class Machine(msgspec.Struct, frozen=True):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import shlex
+import shutil
 from pathlib import Path
 
+import wincey
 from wincey.lab import namespace, plan
 from wincey.lab.bench.rules import flannel_rules
 from wincey.lab.bench.variants import Variant
@@ -47,7 +49,7 @@ class Pair(Lab):
                 segmenting=segmenting,
                 # The last one counts: a variant may turn masquerading off.
                 options=("--ip-masq", *variant.flags) if daemon else (),
-                daemons={"*": _command(variant)} if variant.command or variant.environment else {},
+                daemons={"*": command} if (command := _command(variant, programs)) else {},
             ),
             root=root,
         )
@@ -154,8 +156,23 @@ class Pair(Lab):
         Process.spawn(argv, netns=host.netns, log=host.log_path, pidfile=host.directory / "proxy.pid")
 
 
-def _command(variant: Variant) -> str:
-    settings = [f"{name}={value}" for name, value in variant.environment.items()]
+def _command(variant: Variant, scratch: Path) -> str:
+    """The daemon's command where it is not just our own; what a variant has to do without is left out of a copy of us."""
+    environment = dict(variant.environment)
+    if variant.without:
+        copy = scratch / variant.name
+        if not copy.exists():
+            package = Path(wincey.__file__).parent
+            left_out = {str(package / name) for name in variant.without}
+
+            def ignored(directory: str, names: list[str]) -> list[str]:
+                return [name for name in names if name == "__pycache__" or f"{directory}/{name}" in left_out]
+
+            shutil.copytree(package, copy / package.name, ignore=ignored)
+        environment["PYTHONPATH"] = str(copy)
+    if not variant.command and not environment:
+        return ""
+    settings = [f"{name}={value}" for name, value in environment.items()]
     return " ".join([shlex.join(["env", *settings]), variant.command or shlex.join(own_flanneld())])
 
 

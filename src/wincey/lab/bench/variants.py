@@ -23,7 +23,8 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     kind: `daemon` starts one on each host; the others are made by hand, to compare with: the hosts themselves, static
     routes without any rule, vxlan and host-gw with flannel's rules, a proxy that carries one packet for each system call.
     flags: the daemon's, besides those that any gets. backend: with `config` beside its Type. command: another daemon.
-    environment: of the daemon. quick: whether the short run has it.
+    environment: of the daemon. without: files of the package that it must do without, as where they could not be built.
+    quick: whether the short run has it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, int | str | bool] = {}
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = {}
+    without: tuple[str, ...] = ()
     command: str = ""
     quick: bool = True
 
@@ -67,7 +69,23 @@ VARIANTS = (
     Variant(name="host-gw-fast", what="host-gw, fast path", backend="host-gw", flags=_FAST, quick=False),
     Variant(name="vxlan-no-rules", what="vxlan without any rule", backend="vxlan", flags=_NO_RULES, quick=False),
     Variant(name=PROXY, what="a proxy as flannel's udp: one packet for each system call", kind="proxy"),
-    Variant(name="udp", what="udp", backend="udp"),
+    Variant(name="udp-plain", what="udp, engine plain", backend="udp", flags=("--udp-engine=plain",)),
+    Variant(name="udp-offload", what="udp, engine offload", backend="udp", flags=("--udp-engine=offload",)),
+    Variant(
+        name="udp-offload-python",
+        what="udp, engine offload without its compiled core",
+        backend="udp",
+        flags=("--udp-engine=offload",),
+        without=("tunnel/core.so",),
+    ),
+    Variant(name="udp-bpf", what="udp, engine bpf", backend="udp", flags=("--udp-engine=bpf",)),
+    Variant(
+        name="udp-fast",
+        what="udp, engine bpf, fast path",
+        backend="udp",
+        flags=("--udp-engine=bpf", *_FAST),
+        quick=False,
+    ),
     Variant(name="wireguard", what="wireguard", backend="wireguard", quick=False),
     Variant(name="ipip", what="ipip", backend="ipip", quick=False),
 )
