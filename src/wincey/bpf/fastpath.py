@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from wincey.bpf.attach import Attachment
+from wincey.kernel.conntrack import Connection
 from wincey.model.fastpath import FastPath
 
 COUNTERS = ("out", "in", "learned-out", "learned-in", "too-large", "wrong-source")
@@ -21,6 +22,8 @@ LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 _FORMS = {"plain": 14, "udp": 42, "vxlan": 64}
 _CONF = struct.Struct("=I4s4s4sI2sH")  # struct conf
+
+_KEY = struct.Struct(">4s4sHHI")  # struct key, read in network byte order
 
 # Source and destination NAT, sequence numbers that are adjusted, and a helper that reads along (IPS_* in the kernel's
 # nf_conntrack_common.h): such a connection's packets are changed or looked at on their way.
@@ -62,6 +65,16 @@ def conf(path: FastPath, *, wraps: bool) -> bytes:
         path.port.to_bytes(2, "big"),
         _FORMS[path.form if wraps else "plain"],
     )
+
+
+def connections(flows: Iterable[bytes]) -> list[Connection]:
+    """The TCP connections among the keys of the map `flows`, as their containers' packets have them."""
+    read = (_KEY.unpack(key) for key in flows)
+    return [
+        Connection(here, there, here_port, there_port)
+        for here, there, here_port, there_port, protocol in read
+        if protocol == socket.htonl(socket.IPPROTO_TCP)
+    ]
 
 
 def table_name(stem: str) -> str:

@@ -18,10 +18,12 @@ from wincey.bpf import fastpath, probe, syscall
 from wincey.bpf.attach import Attachment, device_index
 from wincey.bpf.bpffs import owner_directory
 from wincey.bpf.fastpath import COUNTERS, LIBERAL, Places
+from wincey.bpf.maps import Map
 from wincey.bpf.objects import Objects
 from wincey.bpf.program import read_baked
 from wincey.bpf.syscall import BpfError
 from wincey.kernel import nft, sysctl
+from wincey.kernel.conntrack import be_liberal
 from wincey.kernel.driver import Desired
 from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfmonitor import GenerationCounter, NftMonitor
@@ -57,7 +59,8 @@ class FastPathDriver:
         self._file = directory / "fast-path.json"
         self._table = fastpath.table_name(directory.name)
         self._baked = read_baked("fastpath")
-        self._objects = Objects(owner_directory("fastpath", directory), self._baked)
+        self._directory = owner_directory("fastpath", directory)
+        self._objects = Objects(self._directory, self._baked)
         self._path: FastPath | None = None  # as it was put in place by this process
         self._wraps = False
         self._attached: dict[Attachment, int] = {}  # to devices of this index
@@ -149,6 +152,7 @@ class FastPathDriver:
     async def _remove(self) -> None:
         self._unwatch()
         await nft.delete_tables(("ip", self._table))
+        self._spare_connections()
         devices = tuple(interface.name for interface in read_interfaces())
         self._objects.detach(Places(devices, devices).attachments())
         self._objects.remove()
@@ -237,6 +241,17 @@ class FastPathDriver:
         frame = bytes(12) + b"\x08\x00" + b"\x45\x00\x00\x32" + bytes(46)
         verdict = syscall.prog_test_run(self._objects.programs["fast_probe"], frame)[0]
         return f"this kernel does not put Ethernet headers inside others (error {-verdict})" if verdict else ""
+
+    def _spare_connections(self) -> None:
+        """Once the sysctl is as before, connections of the fast path would be strays to conntrack, which saw a part of them."""
+        for pin in self._directory.glob("*/map_flows"):
+            flows = Map.opened(str(pin))
+            if flows is None:
+                continue
+            try:
+                be_liberal(fastpath.connections(flows.items()))
+            finally:
+                flows.close()
 
     def _become_liberal(self) -> None:
         value = sysctl.read(LIBERAL)
