@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from support.tunnel import ENGINES, Bench, drain
 from wincey.tunnel.control import PEER
+from wincey.tunnel.sources import SourceCheck
 
 
 @pytest.fixture(params=ENGINES)
@@ -180,3 +181,35 @@ def test_a_relay_without_its_device_says_so(bench):
     bench.relay.tun = descriptor
     with pytest.raises(OSError, match="Bad file"):
         bench.relay.outbound()
+
+
+CASES = [  # check, inner source, whether it enters from the peer that has 10.3.2.0/24
+    ("off", NOBODYS, True),
+    ("off", (192, 168, 1, 1), True),
+    ("network", THEIRS, True),
+    ("network", NOBODYS, False),
+    ("network", (192, 168, 1, 1), True),
+    ("network", (172, 16, 0, 1), False),
+    ("strict", THEIRS, True),
+    ("strict", NOBODYS, False),
+    ("strict", (192, 168, 1, 1), False),
+]
+
+
+@pytest.mark.parametrize(("mode", "source", "enters"), CASES)
+def test_inner_sources_are_checked(bench, mode, source, enters):
+    bench.relay.update(
+        PEER.pack(bytes((172, 16, 0, 0)), 16, bytes((127, 0, 0, 9)))
+    )  # another host's, outside the network
+    packet = inner(source, OURS)
+    assert bench.from_underlay(inner(THEIRS, OURS)) != []
+    bench.relay.restrict(SourceCheck(mode, bytes((10, 3, 0, 0)), 16))
+    assert bench.from_underlay(packet, packet) == [packet, packet] * enters
+    assert bench.counted().get("in.drop.source", 0) == (0 if enters else 2)
+    assert bench.from_underlay(packet, by=bench.stranger) == [packet]  # not judged: no peer of ours, so far
+
+
+def test_a_check_that_there_is_not_is_refused():
+    for wrong in (("lax",), ("strict", b"abc"), ("network", bytes(4), 33)):
+        with pytest.raises(ValueError, match="check of sources"):
+            SourceCheck(*wrong)
