@@ -20,7 +20,7 @@ from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
-from wincey.agent.parts import HostAsk, part_drivers
+from wincey.agent.parts import HostAsk, fast_path_report, part_drivers
 from wincey.agent.preparation import no_config
 from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
@@ -144,6 +144,7 @@ async def live(
             requests=measured.requests,
             prober=prober,
             engine=engines.report,
+            fast_path=lambda: fast_path_report(reconciler.drivers),
         )
         view.reason = waiting.reason
         views.put(name, view)

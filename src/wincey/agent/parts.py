@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -38,6 +38,7 @@ from wincey.model.errors import NotJoinable
 from wincey.model.fastpath import FastPath
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.ovs import OvsBridge, OvsDatabase, OvsFlow, OvsTunnel
+from wincey.model.report import FastPathReport
 from wincey.model.state import Changes, Failure, Key, Object, Scope
 from wincey.model.udp import BpfRoute, BpfTunnel
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
@@ -232,6 +233,14 @@ class Counting(Protocol):
         """By name."""
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A driver with something to say."""
+
+    told: str
+    """In a line, "" for nothing."""
+
+
 class PartDriver:
     """The driver of a part, which is opened once something of its kinds is desired, or an earlier run has left some."""
 
@@ -268,6 +277,11 @@ class PartDriver:
         """What it has counted since it made something here; nothing while it has not, and of one that does not count."""
         return self._driver.counters() if isinstance(self._driver, Counting) else {}
 
+    @property
+    def told(self) -> str:
+        """What its driver has to say, "" for nothing and while there is none."""
+        return self._driver.told if isinstance(self._driver, Telling) else ""
+
     def watch(self, changed: Callable[[str], None]) -> None:
         """See Driver."""
         self._changed = changed
@@ -292,6 +306,14 @@ def part_drivers(
 ) -> list[PartDriver]:
     """All parts, none of them open: those that are late, or the others. failed: told of all that could not be applied."""
     return [PartDriver(part, state, failed) for part in PARTS if part.late == late]
+
+
+def fast_path_report(drivers: Iterable[Driver]) -> FastPathReport | None:
+    """What is told of the fast path by its driver; None where there is to be none."""
+    for driver in drivers:
+        if isinstance(driver, PartDriver) and FastPath in driver.handles and driver.told:
+            return FastPathReport(way=driver.told, counters=dict(driver.counters()))
+    return None
 
 
 class HostAsk:

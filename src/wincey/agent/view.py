@@ -36,6 +36,7 @@ from wincey.model.report import (
     EngineReport,
     ExplainReport,
     FailureReport,
+    FastPathReport,
     InterfaceReport,
     LeaseReport,
     NetworkReport,
@@ -128,7 +129,7 @@ class WaitingView:
 class NetworkView:
     """A network that has been opened. reason: why it is not ready; see Network's on_ready. requests: to its store, by operation.
 
-    engine: what carries its packets.
+    engine: what carries its packets. fast_path: of its containers.
     """
 
     def __init__(
@@ -141,10 +142,12 @@ class NetworkView:
         requests: Mapping[str, Requests],
         prober: Prober | None,
         engine: Callable[[NetworkConfig], EngineReport | None],
+        fast_path: Callable[[], FastPathReport | None],
     ) -> None:
         self.reason: str | None = "starting"
         self._name, self._store, self._requests, self._prober = name, store, requests, prober
-        self._network, self._reconciler, self._engine = network, reconciler, engine
+        self._network, self._reconciler = network, reconciler
+        self._engine, self._fast_path = engine, fast_path
         self.busiest: Callable[[], Sequence[tuple[Subnet, Counted]]] = tuple
         """The peers whose traffic is told (--metrics-peers), and what was counted."""
 
@@ -189,6 +192,7 @@ class NetworkView:
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
             reconcile=self._reconcile(),
             engine=self._engine(prepared.config) if prepared else None,
+            fast_path=self._fast_path(),
         )
 
     def _reconcile(self) -> ReconcileReport:

@@ -82,6 +82,10 @@ def _network(network: NetworkReport, *, wide: bool) -> Table:
         table.add_row("engine", _engine(network.engine))
         for who, counters in network.engine.counters.items() if wide else ():
             table.add_row(who, ", ".join(f"{name} {count}" for name, count in counters.items()))
+    if network.fast_path:
+        table.add_row("fast path", network.fast_path.way)
+        if wide and network.fast_path.counters:
+            table.add_row("", ", ".join(f"{name} {count}" for name, count in network.fast_path.counters.items()))
     trouble = network.store.trouble
     store = Text(f"{network.store.name}: ") + (
         Text(trouble, style="red") if trouble else Text("answers", style="green")

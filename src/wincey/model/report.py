@@ -112,6 +112,16 @@ class EngineReport(Report, frozen=True, kw_only=True):
     counters: dict[str, dict[str, int]]
 
 
+class FastPathReport(Report, frozen=True, kw_only=True):
+    """The fast path of containers (--fast-path=on).
+
+    way: how packets go by it, or why there is none. counters: packets by what became of them, such as `out` (of a container) and `in`.
+    """
+
+    way: str
+    counters: dict[str, int]
+
+
 class PeerTrafficReport(Report, frozen=True, kw_only=True):
     """What went to and came from a peer's subnet since the daemon's start, or since the peer came."""
 
@@ -136,7 +146,8 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     """One network on this host. name: "" where the daemon joins a single one.
 
     trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. peer_traffic: of the
-    busiest peers, with --metrics-peers. probe: None without --probe. engine: None where the backend has but one way. Before the
+    busiest peers, with --metrics-peers. probe: None without --probe. engine: None where the backend has but one way. fast_path:
+    None without --fast-path=on. Before the
     config is known, backend is "" and mtu 0.
     """
 
@@ -158,6 +169,7 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     bad_keys: list[BadKeyReport]
     reconcile: ReconcileReport
     engine: EngineReport | None = None
+    fast_path: FastPathReport | None = None
 
 
 class StatusReport(Report, frozen=True, kw_only=True):

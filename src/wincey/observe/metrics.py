@@ -122,6 +122,12 @@ def _engine_counters(unit: str) -> Callable[[StatusReport, float], Samples]:
     return samples
 
 
+def _fast_path(status: StatusReport, now: float) -> Samples:
+    for each in status.networks:
+        for what, count in each.fast_path.counters.items() if each.fast_path else ():
+            yield "", {"network": each.name, "what": what}, count
+
+
 def _devices() -> Iterator[Metric]:
     meanings = {"bytes": "Bytes", "packets": "Packets", "errors": "Errors", "dropped": "Packets dropped"}
     for direction in ("receive", "transmit"):
@@ -232,6 +238,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("wincey_udp_bytes_total", "counter", "Bytes of these, without outer headers.", _engine_counters("bytes")),
     Metric("wincey_udp_drops_total", "counter", "Packets that a udp tunnel dropped.", _engine_counters("drop")),
+    Metric(
+        "wincey_fast_path_packets_total",
+        "counter",
+        "Packets of containers by what the fast path did with them: out, in, learned from, left to the ordinary path.",
+        _fast_path,
+    ),
     Metric(
         "wincey_peer_transmit_bytes_total",
         "counter",
