@@ -27,8 +27,9 @@ test_programs="$demo_programs iptables:iptables iperf3:iperf3 etcd:etcd-server e
                charon:strongswan-charon swanctl:strongswan-swanctl swanctl:libstrongswan-standard-plugins lookip:libcharon-extra-plugins
                ovs-vswitchd:openvswitch-switch
                wireguard-go:wireguard-go wg:wireguard-tools
+               cc:gcc cc:libc6-dev
                dockerd:docker.io docker:docker.io systemd-nspawn:systemd-container systemd-analyze:systemd
-               qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
+               clang:clang clang:libbpf-dev qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod promtool:prometheus chromium:chromium mandoc:mandoc groff:groff-base"
 
 packages_missing() { # of the programs named: their packages
     for pair in "$@"; do
@@ -132,8 +133,8 @@ if [ "$no_venv" ]; then
     printf '%s\n' "$here" >.venv/.made-in
 fi
 
-# The stamp tells what it was made from: after a change of pyproject.toml pip runs again.
-made_from=$(cat pyproject.toml scripts/setup.sh | cksum)
+# The stamp tells what it was made from: after a change of pyproject.toml, or of what is compiled, pip runs again.
+made_from=$(cat pyproject.toml hatch_build.py src/wincey/tunnel/core/* scripts/setup.sh | cksum)
 stamp() { printf '.venv/.set-up-%s' "${1:-run}"; }
 current() { [ -f "$1" ] && [ "$(cat "$1")" = "$made_from" ]; }
 

@@ -25,6 +25,7 @@ CONTRACT = {
 OURS = {
     "store", "etcd-api", "log-format", "cleanup", "ip-masq-exclude", "remote-token-file", "cloud-routes", "api-socket",
     "api-group", "api-listen", "api-certfile", "api-keyfile", "api-token-file", "metrics-listen", "probe", "probe-interval", "metrics-peers",
+    "fast-path", "fast-path-mark", "udp-engine", "udp-source-check",
 }  # fmt: skip
 
 

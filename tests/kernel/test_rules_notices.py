@@ -40,12 +40,13 @@ def test_table_and_chain_of_each_change() -> None:
         message(NEWRULE, attribute(1, "nat"), attribute(2, "POSTROUTING"), family=10),
         message(NEWSET, attribute(1, "flannel-ipv4"), attribute(2, "some-set")),
         message(NEWGEN, struct.pack("=HHI", 8, 1, 7), family=0),
-        message(NEWTABLE, attribute(1, "firewall"), family=1),  # of family inet: never ours
+        message(NEWTABLE, attribute(1, "firewall"), family=1),  # of family inet: of both
     ) == [
         (socket.AF_INET, "flannel-ipv4", ""),
         (socket.AF_INET, "filter", "FORWARD"),
         (socket.AF_INET6, "nat", "POSTROUTING"),
         (socket.AF_INET, "flannel-ipv4", ""),
+        (socket.AF_UNSPEC, "firewall", ""),
     ]
 
 

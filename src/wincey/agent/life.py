@@ -7,7 +7,8 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,12 @@ from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
 from wincey.agent.identity import this_host
 from wincey.agent.network import Network, Settings
-from wincey.agent.parts import HostAsk, part_drivers
+from wincey.agent.parts import HostAsk, fast_path_report, part_drivers
 from wincey.agent.preparation import no_config
 from wincey.agent.probing import Prober
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
+from wincey.agent.udpengine import UdpEngines, UdpWishes
 from wincey.agent.view import NetworkView, Views, WaitingView, peer_subnets
 from wincey.kernel.driver import Driver
 from wincey.kernel.rtnetlink import RtnetlinkDriver
@@ -79,6 +81,7 @@ class DaemonOptions(msgspec.Struct, frozen=True):
     metrics_listen: tuple[str, int] = ("", 0)
     probe: float = 0.0
     metrics_peers: int = 0
+    udp: UdpWishes = UdpWishes()
     several: Several | None = None
 
 
@@ -99,8 +102,8 @@ async def live(
     state = State(subnet_file, rng)
     rules = _rules(subnet_file, seat.name if seat else None)
     links = RtnetlinkDriver()
-    drivers: Sequence[Driver] = (*part_drivers(state), TunnelDriver(state.directory), links, SysctlDriver(), rules)
-    reconciler = Reconciler(DesiredState(), drivers, audit_every=options.audit)
+    engines = UdpEngines(options.udp)
+    reconciler = Reconciler(DesiredState(), _drivers(state, engines, links, SysctlDriver(), rules), options.audit)
     registry: LeaseStore | None = None
     tasks: list[asyncio.Task[None]] = []
     prober = Prober(rng, options.probe) if options.probe else None
@@ -128,12 +131,20 @@ async def live(
             choose_rules=lambda config: rules.choose(config.enable_nftables),
             on_ready=on_ready,
             rng=rng,
-            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud),
+            ask=HostAsk(state.directory, served=lambda: measured.keeps_cloud, engines=engines),
             seat=seat,
             targets=prober.targets if prober else None,
         )
+        engines.reconsider = network.reconsider
         view = NetworkView(
-            name, options.store.described, network, reconciler, requests=measured.requests, prober=prober
+            name,
+            options.store.described,
+            network,
+            reconciler,
+            requests=measured.requests,
+            prober=prober,
+            engine=engines.report,
+            fast_path=lambda: fast_path_report(reconciler.drivers),
         )
         view.reason = waiting.reason
         views.put(name, view)
@@ -211,9 +222,9 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
     """
     state = State(subnet_file, random.Random())  # noqa: S311  # as above
     rules = _rules(subnet_file, network)
-    tunnel, links = TunnelDriver(state.directory), RtnetlinkDriver()
+    links = RtnetlinkDriver()
     networks = state.networks | set(read_env_file(subnet_file).networks)
-    reconciler = Reconciler(DesiredState(), (*part_drivers(state), tunnel, links))
+    reconciler = Reconciler(DesiredState(), _drivers(state, UdpEngines(UdpWishes()), links))
     reconciler.scope = Scope(tuple(sorted(state.devices)), tuple(sorted(networks)))
     failures = await reconciler.settle()
     await rules.remove_all()
@@ -226,6 +237,19 @@ async def clean_up(subnet_file: str, network: str | None = None) -> bool:
         Path(subnet_file).unlink(missing_ok=True)  # noqa: ASYNC240  # nothing waits for us meanwhile
         log.info("removed all of ours from this host; its lease stays in the store until it expires")
     return not failures
+
+
+def _drivers(state: State, engines: UdpEngines, *others: Driver) -> list[Driver]:
+    """All of a network's."""
+    tunnel = TunnelDriver(state.directory, farewell=_farewell(state.directory))
+    late = part_drivers(state, late=True, failed=engines.failed)
+    engines.watch(tunnel.latest, lambda: {name: count for part in late for name, count in part.counters().items()})
+    return [*part_drivers(state), tunnel, *late, *others]
+
+
+def _farewell(directory: Path) -> list[str]:
+    """What removes the udp tunnel's programs when its keeper ends without a daemon; see wincey.bpf.__main__."""
+    return [sys.executable, "-P", "-m", "wincey.bpf", str(directory)]
 
 
 def _rules(subnet_file: str, network: str | None) -> TrafficRulesDriver:

@@ -137,6 +137,12 @@ class Network:
         """An address or link of the host changed: look again."""
         self._host_changed.set()
 
+    def reconsider(self) -> None:
+        """What the backend asks of this host may have another answer by now."""
+        if self.prepared:
+            self.prepared.awaits_host = True
+        self.host_changed()
+
     def company_changed(self) -> None:
         """The host's other networks have something else by now: keep apart from that at once, then look at all anew."""
         planner = self._peers.planner
@@ -144,9 +150,7 @@ class Network:
             planner.others = self._seat.others()
             self._reconciler.desired.put(LOCAL, planner.local())
             self._reconciler.apply_soon()
-        if self.prepared:
-            self.prepared.awaits_host = True
-        self.host_changed()
+        self.reconsider()
 
     async def run(self) -> None:
         """Live until cancelled. Raises WinceyError when the host can't join; later failures are waited out."""

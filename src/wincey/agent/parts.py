@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from wincey.agent.statefile import State
+from wincey.agent.udpengine import UdpEngines
 from wincey.backends.alivpc import AliVpcBackend
 from wincey.backends.awsvpc import AwsVpcBackend
 from wincey.backends.base import HostFacts
@@ -24,6 +26,7 @@ from wincey.backends.gce import GceBackend
 from wincey.backends.ipsec import IpsecBackend
 from wincey.backends.ovs import OvsBackend
 from wincey.backends.tencentvpc import TencentVpcBackend
+from wincey.backends.udp import UdpBackend
 from wincey.backends.wireguard import WireguardBackend
 from wincey.kernel.driver import Desired, Driver
 from wincey.model.address import format_address
@@ -32,20 +35,27 @@ from wincey.model.cloud import CloudForwarding, CloudLease, CloudRoute, CloudTab
 from wincey.model.command import CommandNetwork, CommandPeer
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import NotJoinable
+from wincey.model.fastpath import FastPath
 from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.ovs import OvsBridge, OvsDatabase, OvsFlow, OvsTunnel
+from wincey.model.report import FastPathReport
 from wincey.model.state import Changes, Failure, Key, Object, Scope
+from wincey.model.udp import BpfRoute, BpfTunnel
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 log = logging.getLogger(__name__)
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One driver on demand. handles: its classes. open: makes it, given the directory for the network's run-time files."""
+    """One driver on demand. handles: its classes. open: makes it, given the directory for the network's run-time files.
+
+    late: it comes after the tunnel's driver, as it works on that one's device.
+    """
 
     name: str
     handles: tuple[type[Object], ...]
     open: Callable[[Path], Driver]
+    late: bool = False
 
 
 def _command_driver(directory: Path) -> Driver:
@@ -144,7 +154,21 @@ async def _ovs_answers(config: NetworkConfig, facts: HostFacts, directory: Path)
     return {}
 
 
+def _fast_path_driver(directory: Path) -> Driver:
+    from wincey.bpf.fastpathdriver import FastPathDriver  # noqa: PLC0415  # only with --fast-path
+
+    return FastPathDriver(directory)
+
+
+def _bpf_tunnel_driver(directory: Path) -> Driver:
+    from wincey.bpf.udp import BpfTunnelDriver  # noqa: PLC0415  # only with that engine of the udp backend
+
+    return BpfTunnelDriver(directory)
+
+
 PARTS: tuple[Part, ...] = (
+    Part("udp-bpf", (BpfTunnel, BpfRoute), _bpf_tunnel_driver, late=True),
+    Part("fast-path", (FastPath,), _fast_path_driver),
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),
     Part("wireguard", (WireguardDevice, WireguardPeer, WireguardSubnet), _wireguard_driver),
@@ -201,11 +225,28 @@ SERVER_QUESTIONS: Mapping[str, Callable[[], Awaitable[Mapping[str, str]]]] = {
 """By backend type: what a server has to know that keeps the cloud's route tables for its clients."""
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A driver whose objects count."""
+
+    def counters(self) -> Mapping[str, int]:
+        """By name."""
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A driver with something to say."""
+
+    told: str
+    """In a line, "" for nothing."""
+
+
 class PartDriver:
     """The driver of a part, which is opened once something of its kinds is desired, or an earlier run has left some."""
 
-    def __init__(self, part: Part, state: State) -> None:
+    def __init__(self, part: Part, state: State, failed: Callable[[Failure], None]) -> None:
         self.handles = part.handles
+        self._failed = failed
         self._part, self._state = part, state
         self._driver: Driver | None = None
         self._changed: Callable[[str], None] = lambda why: None
@@ -227,7 +268,19 @@ class PartDriver:
         if self._part.name not in self._state.parts:
             self._state.parts.add(self._part.name)
             self._state.save()
-        return await self._opened().apply(changes)
+        failures = await self._opened().apply(changes)
+        for failure in failures:
+            self._failed(failure)
+        return failures
+
+    def counters(self) -> Mapping[str, int]:
+        """What it has counted since it made something here; nothing while it has not, and of one that does not count."""
+        return self._driver.counters() if isinstance(self._driver, Counting) else {}
+
+    @property
+    def told(self) -> str:
+        """What its driver has to say, "" for nothing and while there is none."""
+        return self._driver.told if isinstance(self._driver, Telling) else ""
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """See Driver."""
@@ -248,19 +301,36 @@ class PartDriver:
         return self._driver
 
 
-def part_drivers(state: State) -> list[Driver]:
-    """All parts, none of them open."""
-    return [PartDriver(part, state) for part in PARTS]
+def part_drivers(
+    state: State, *, late: bool = False, failed: Callable[[Failure], None] = lambda failure: None
+) -> list[PartDriver]:
+    """All parts, none of them open: those that are late, or the others. failed: told of all that could not be applied."""
+    return [PartDriver(part, state, failed) for part in PARTS if part.late == late]
+
+
+def fast_path_report(drivers: Iterable[Driver]) -> FastPathReport | None:
+    """What is told of the fast path by its driver; None where there is to be none."""
+    for driver in drivers:
+        if isinstance(driver, PartDriver) and FastPath in driver.handles and driver.told:
+            return FastPathReport(way=driver.told, counters=dict(driver.counters()))
+    return None
 
 
 class HostAsk:
-    """Asks the question of the config's backend; see preparation.Ask. served: whether our server keeps the cloud's tables."""
+    """Asks the question of the config's backend; see preparation.Ask. served: whether our server keeps the cloud's tables.
 
-    def __init__(self, directory: Path, served: Callable[[], bool] = lambda: False) -> None:
-        self._directory, self._served = directory, served
+    engines: chooses the udp backend's engine.
+    """
+
+    def __init__(
+        self, directory: Path, served: Callable[[], bool] = lambda: False, engines: UdpEngines | None = None
+    ) -> None:
+        self._directory, self._served, self._engines = directory, served, engines
 
     async def __call__(self, config: NetworkConfig, facts: HostFacts) -> Mapping[str, str]:
         """Raises BadConfig and NotJoinable."""
+        if config.backend_type == UdpBackend.type and self._engines:
+            return self._engines.choose(facts)
         question = QUESTIONS.get(config.backend_type)
         if config.backend_type not in SERVER_QUESTIONS or not self._served():
             return await question(config, facts, self._directory) if question else {}

@@ -9,6 +9,7 @@ import msgspec
 from wincey.agent.company import Others
 from wincey.backends.base import Backend, HostFacts
 from wincey.backends.catalogue import towards
+from wincey.backends.fastpath import fast_path
 from wincey.leasing.allocate import Identity
 from wincey.model.address import Address, Subnet
 from wincey.model.config import NetworkConfig
@@ -19,13 +20,17 @@ from wincey.model.state import InterfaceAddress, Isolation, Link, Object, Route,
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What the command line says about rules and routes: --ip-masq, --iptables-forward-rules and their like."""
+    """What the command line says about rules and routes: --ip-masq, --iptables-forward-rules and their like.
+
+    fast_path_mark: the bit of the packet mark that the fast path of containers uses, 0 for no fast path.
+    """
 
     masquerade: bool = False
     forward: bool = True
     random_fully: bool = True
     exclude: tuple[Subnet, ...] = ()
     blackhole: bool = False
+    fast_path_mark: int = 0
 
 
 class Planner:
@@ -54,6 +59,17 @@ class Planner:
         """What exists for the host itself: devices, addresses, rules."""
         objects = self._backend.local(self._own)
         isolation = self._isolation(objects)
+        if mark := self._policy.fast_path_mark:
+            objects.append(
+                fast_path(
+                    objects,
+                    backend=self._backend.type,
+                    network=self._config.network if self._config.enable_ipv4 else None,
+                    own=self._own,
+                    host=self._host,
+                    mark=mark,
+                )
+            )
         for network in self._config.networks:
             subnet = next((subnet for subnet in self._own.subnets if subnet.family == network.family), None)
             if subnet is None:

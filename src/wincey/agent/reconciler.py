@@ -49,7 +49,7 @@ class Reconciler:
         self.audits, self.audits_cost = 0, 0.0
         self.changed = 0
         """Objects made, changed or removed so far."""
-        self._drivers, self._cpu_time = drivers, cpu_time
+        self.drivers, self._cpu_time = drivers, cpu_time
         self._audit_every = audit_every
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -113,7 +113,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop watching. What was applied stays: the data path outlives the daemon."""
-        for driver in self._drivers:
+        for driver in self.drivers:
             await driver.close()
 
     async def _audit(self, why: str | None) -> None:
@@ -137,7 +137,7 @@ class Reconciler:
 
     async def _observe(self) -> dict[Key, Object]:
         actual: dict[Key, Object] = {}
-        for driver in self._drivers:
+        for driver in self.drivers:
             actual.update(await driver.observe(self.desired.objects, self.scope))
         return actual
 
@@ -158,7 +158,7 @@ class Reconciler:
         for item in (*changes.put, *changes.delete):
             self.failures.pop(item.key, None)
         for step in _steps(changes):
-            for driver in self._drivers:
+            for driver in self.drivers:
                 share = Changes(_only(step.put, driver), _only(step.delete, driver))
                 if share:
                     for failure in await driver.apply(share):

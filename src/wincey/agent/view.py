@@ -24,6 +24,7 @@ from wincey.kernel.interfaces import read_interfaces, route_to
 from wincey.kernel.peercounters import Counted
 from wincey.kernel.statistics import device_traffic
 from wincey.model.address import Address, Subnet, format_address, format_mac, parse_address
+from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadAddress, BadLease, StoreError
 from wincey.model.lease import Lease, LeaseKey
 from wincey.model.probe import Probed, Target, Window
@@ -32,8 +33,10 @@ from wincey.model.report import (
     ContainerReport,
     ContainersReport,
     DifferenceReport,
+    EngineReport,
     ExplainReport,
     FailureReport,
+    FastPathReport,
     InterfaceReport,
     LeaseReport,
     NetworkReport,
@@ -124,7 +127,10 @@ class WaitingView:
 
 
 class NetworkView:
-    """A network that has been opened. reason: why it is not ready; see Network's on_ready. requests: to its store, by operation."""
+    """A network that has been opened. reason: why it is not ready; see Network's on_ready. requests: to its store, by operation.
+
+    engine: what carries its packets. fast_path: of its containers.
+    """
 
     def __init__(
         self,
@@ -135,10 +141,13 @@ class NetworkView:
         *,
         requests: Mapping[str, Requests],
         prober: Prober | None,
+        engine: Callable[[NetworkConfig], EngineReport | None],
+        fast_path: Callable[[], FastPathReport | None],
     ) -> None:
         self.reason: str | None = "starting"
         self._name, self._store, self._requests, self._prober = name, store, requests, prober
         self._network, self._reconciler = network, reconciler
+        self._engine, self._fast_path = engine, fast_path
         self.busiest: Callable[[], Sequence[tuple[Subnet, Counted]]] = tuple
         """The peers whose traffic is told (--metrics-peers), and what was counted."""
 
@@ -182,6 +191,8 @@ class NetworkView:
             probe=self._probes(),
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
             reconcile=self._reconcile(),
+            engine=self._engine(prepared.config) if prepared else None,
+            fast_path=self._fast_path(),
         )
 
     def _reconcile(self) -> ReconcileReport:

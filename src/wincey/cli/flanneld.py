@@ -107,6 +107,7 @@ def daemon_options(options: Options) -> DaemonOptions:
     from wincey.agent.life import DaemonOptions, Several
     from wincey.agent.network import Settings
     from wincey.agent.planner import Policy
+    from wincey.agent.udpengine import UdpWishes
     from wincey.observe.apilisten import ApiListen
 
     return DaemonOptions(
@@ -121,6 +122,7 @@ def daemon_options(options: Options) -> DaemonOptions:
                 random_fully=not options.ip_masq_fully_random_disable,
                 exclude=options.ip_masq_exclude,
                 blackhole=options.ip_blackhole_route,
+                fast_path_mark=options.fast_path_mark if options.fast_path == "on" else 0,
             ),
         ),
         wishes=Wishes(
@@ -138,6 +140,7 @@ def daemon_options(options: Options) -> DaemonOptions:
         if options.api_listen
         else None,
         metrics_peers=options.metrics_peers,
+        udp=UdpWishes(options.udp_engine, options.udp_source_check),
         probe=float(options.probe_interval) if options.probe else 0.0,
         metrics_listen=options.metrics_listen or ("", 0),
         # flannel probes its rules this often. Notifications make that unnecessary; a longer period is respected.

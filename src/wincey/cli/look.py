@@ -10,7 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from wincey.cli.localapi import ask, console, duration, looking_options, milliseconds, network_option, print_json
-from wincey.model.report import DifferenceReport, ExplainReport, NetworkReport, PeersReport, ProbeReport, StatusReport
+from wincey.model.report import (
+    DifferenceReport,
+    EngineReport,
+    ExplainReport,
+    NetworkReport,
+    PeersReport,
+    ProbeReport,
+    StatusReport,
+)
 
 Item = TypeVar("Item")
 
@@ -70,6 +78,14 @@ def _network(network: NetworkReport, *, wide: bool) -> Table:
     for label, text in (("range", _range(network)), ("host", _host(network)), ("lease", _lease(network))):
         if text:
             table.add_row(label, text)
+    if network.engine:
+        table.add_row("engine", _engine(network.engine))
+        for who, counters in network.engine.counters.items() if wide else ():
+            table.add_row(who, ", ".join(f"{name} {count}" for name, count in counters.items()))
+    if network.fast_path:
+        table.add_row("fast path", network.fast_path.way)
+        if wide and network.fast_path.counters:
+            table.add_row("", ", ".join(f"{name} {count}" for name, count in network.fast_path.counters.items()))
     trouble = network.store.trouble
     store = Text(f"{network.store.name}: ") + (
         Text(trouble, style="red") if trouble else Text("answers", style="green")
@@ -91,6 +107,11 @@ def _network(network: NetworkReport, *, wide: bool) -> Table:
 def _range(network: NetworkReport) -> str:
     devices = f", {', '.join(network.devices)}" if network.devices else ""
     return f"{', '.join(network.networks)} by {network.backend}{devices}, MTU {network.mtu}" if network.backend else ""
+
+
+def _engine(engine: EngineReport) -> str:
+    keeper = f"; the keeper's: {engine.keeper}" if engine.keeper and engine.keeper.split()[0] != engine.name else ""
+    return engine.name + keeper + (f" ({engine.why})" if engine.why else "")
 
 
 def _host(network: NetworkReport) -> str:

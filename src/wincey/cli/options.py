@@ -82,6 +82,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     iptables_resync: int
     iptables_forward_rules: bool
     ip_blackhole_route: bool
+    fast_path: str
+    fast_path_mark: int
+    udp_engine: str
+    udp_source_check: str
     cleanup: bool
     api_socket: str
     api_group: str
@@ -191,6 +195,13 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def _bit(text: str) -> int:
+    value = int(text, 0)
+    if not 0 < value < 1 << 32 or value & (value - 1):
+        raise ValueError("must be a number of 32 bits with one of them set, like 0x1000")
+    return value
+
+
 def _address(length: int, example: str) -> Callable[[str], Address | None]:
     def read(text: str) -> Address | None:
         try:
@@ -292,6 +303,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("iptables-resync", "i", 5, "seconds between two audits of the rules", "0.11.0"),
     Flag("iptables-forward-rules", "b", True, "accept forwarded traffic of the cluster network", "0.11.0"),
     Flag("ip-blackhole-route", "b", False, "keep a blackhole route for our subnet's unused addresses", "0.27.1"),
+    Flag("fast-path", "s", "off", "carry established flows of containers past the host's stack: off or on", read=_choice("off", "on")),
+    Flag("fast-path-mark", "s", 0x1000, "the bit of the packet mark that --fast-path uses", read=_bit),
+    Flag("udp-engine", "s", "auto", "how the udp backend carries packets: auto, bpf, offload or plain", read=_choice("auto", "bpf", "offload", "plain")),
+    Flag("udp-source-check", "s", "network", "which inner sources the udp backend takes from a peer: strict, network or off", read=_choice("strict", "network", "off")),
     Flag("cleanup", "b", False, "remove all that we made on this host, and end"),
     # Several networks.
     Flag("networks", "s", (), "join these networks, names separated by commas", "0.5.0", "0.7.1", read=_networks),

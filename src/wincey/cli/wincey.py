@@ -18,6 +18,7 @@ from wincey.lab.suggest import suggestion
 from wincey.model.errors import WinceyError
 
 COMMANDS = {
+    "bench": "wincey.cli.bench:bench",
     "completion": "wincey.cli.completion:completion",
     "config": "wincey.cli.config:config",
     "install-cni": "wincey.cli.install_cni:install_cni",

@@ -1,4 +1,4 @@
-"""The transmit checksum offload of a device, by ioctl as `ethtool -K DEVICE tx on|off` (linux/ethtool.h).
+"""Offloads of a device, by ioctl as `ethtool -K DEVICE tx|tso|gro on|off` (linux/ethtool.h).
 
 ioctl and not the netlink family of ethtool: that one is missing before Linux 5.6 and where the kernel is built without it.
 """
@@ -13,6 +13,8 @@ import struct
 _SIOCETHTOOL = 0x8946
 _GET_TX_CHECKSUM = 0x16
 _SET_TX_CHECKSUM = 0x17
+_GET_SEGMENTATION, _SET_SEGMENTATION = 0x1E, 0x1F  # TCP's
+_GET_MERGING, _SET_MERGING = 0x2B, 0x2C  # generic receive offload
 
 
 def get_tx_checksum(device: str) -> bool:
@@ -23,6 +25,26 @@ def get_tx_checksum(device: str) -> bool:
 def set_tx_checksum(device: str, on: bool) -> None:
     """Turn the offload on or off; raises OSError."""
     _call(device, _SET_TX_CHECKSUM, int(on))
+
+
+def get_segmentation(device: str) -> bool:
+    """Whether TCP segments leave the device uncut; raises OSError."""
+    return bool(_call(device, _GET_SEGMENTATION, 0))
+
+
+def set_segmentation(device: str, on: bool) -> None:
+    """Turn the offload on or off; raises OSError."""
+    _call(device, _SET_SEGMENTATION, int(on))
+
+
+def get_merging(device: str) -> bool:
+    """Whether segments that come in are put together; raises OSError."""
+    return bool(_call(device, _GET_MERGING, 0))
+
+
+def set_merging(device: str, on: bool) -> None:
+    """Turn generic receive offload on or off; raises OSError."""
+    _call(device, _SET_MERGING, int(on))
 
 
 def _call(device: str, command: int, value: int) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from wincey.kernel import nft
+from wincey.kernel.bridgenf import turn_on
 from wincey.kernel.driver import Desired
 from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.iptables_text import (
@@ -167,6 +168,10 @@ async def clear_everything(
     """Remove all rules of ours, whichever flavour or version made them, and nothing else."""
     await clear_tables(suffix)
     for family in FAMILIES:
+        try:
+            await turn_on(family)
+        except ProgramFailed as error:
+            logger.warning("bridge netfilter: %s", error)
         await clear(await programs(family, program), all_places(suffix, isolating=isolating), pairs)
 
 

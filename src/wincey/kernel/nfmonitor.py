@@ -47,7 +47,11 @@ _GENMSG = struct.Struct("=BBH")  # nfgenmsg: family, version, resource id
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _BODY = _HEADER.size + _GENMSG.size
 
-_FAMILY = {2: socket.AF_INET, 10: socket.AF_INET6}  # NFPROTO_* to AF_*
+_FAMILY: dict[int, int] = {
+    1: socket.AF_UNSPEC,
+    2: socket.AF_INET,
+    10: socket.AF_INET6,
+}  # NFPROTO_* to AF_*; inet is both
 _TABLE_ATTRIBUTE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, ...: always 1
 _CHAIN_ATTRIBUTE = {_NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
 
@@ -71,7 +75,8 @@ _NAMES: dict[int, str] = {
 }
 
 Interest = Callable[[int, str, str], bool]
-"""Whether a change of (address family, table, chain) concerns us. The chain is "" for a change of the table itself."""
+"""Whether a change of (address family, table, chain) concerns us; AF_UNSPEC: a table of both IPv4 and IPv6. The chain is ""
+for a change of the table itself."""
 
 
 class GenerationCounter:
@@ -142,11 +147,14 @@ def concerns(data: bytes, interest: Interest) -> str:
 
 
 class NftMonitor:
-    """Calls `changed(why)` after changes of interest. `names`: at least one of these is in any such notice."""
+    """Calls `changed(why)` after changes of interest.
 
-    def __init__(self, names: Collection[str], interest: Interest, changed: Callable[[str], None]) -> None:
+    names: at least one of these is in any such notice; None: any may be of interest.
+    """
+
+    def __init__(self, names: Collection[str] | None, interest: Interest, changed: Callable[[str], None]) -> None:
         """Needs a running event loop. Without the privilege, or nf_tables, it says so in the log and stays silent."""
-        self._names = tuple(name.encode() + b"\0" for name in names)
+        self._names = None if names is None else tuple(name.encode() + b"\0" for name in names)
         self._interest, self._changed = interest, changed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -198,7 +206,7 @@ class NftMonitor:
                 why, rest = "nftables: more changed than the kernel could tell", _LONG_REST
                 continue
             read += len(data)
-            if not why and any(name in data for name in self._names):
+            if not why and (self._names is None or any(name in data for name in self._names)):
                 why = concerns(data, self._interest)
         self._timer = self._loop.call_later(rest, self._listen)
         if why:

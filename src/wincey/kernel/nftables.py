@@ -3,7 +3,10 @@
 After a transaction the table is listed once, and that text is what a later look has to find; it is never parsed. The
 look itself is left out as long as the kernel's generation number says that nobody changed anything.
 
-An accept in our table does not open iptables' FORWARD chain where that is closed: see forwardgate.
+An accept in our table does not open iptables' FORWARD chain where that is closed: see forwardgate. Nor any other chain:
+in a chain that accepts what its rules don't drop it does nothing at all but take time for every packet. So there are
+no accepting rules here, which flannel's table has, and no chain for forwarded packets unless something is dropped. For
+what else the path of a packet costs, and could be spared, see bridgenf.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from wincey.kernel import nft
+from wincey.kernel.bridgenf import BridgeNetfilter
 from wincey.kernel.driver import Desired
 from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.forwardgate import ForwardGate
@@ -24,7 +28,6 @@ from wincey.kernel.rules import (
     Match,
     Rule,
     check_suffix,
-    forward_rules,
     ingress_rules,
     masquerade_rules,
     nft_tables,
@@ -69,9 +72,9 @@ def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "") -> 
             ),
             (
                 "forward",
-                "chain to accept flannel traffic",
+                "chain to keep forwarded packets of networks apart",
                 "filter hook forward priority 0",
-                (*separation_rules(rules), *forward_rules(rules)),
+                separation_rules(rules),
             ),
             (
                 "ingress",
@@ -128,6 +131,7 @@ class NftablesDriver:
         self._suffix, self._previous, self._isolating = check_suffix(suffix), tuple(previous), isolating
         self._tables = nft_tables(suffix)
         self._gate = ForwardGate(suffix, previous)
+        self._bridge = BridgeNetfilter(self._tables.values())
         self._features: nft.Features | None = None
         self._applied: dict[int, tuple[RuleSet, str]] = {}  # with the listing that belongs to it
         self._verified: dict[int, tuple[int, RuleSet | None]] = {}  # at this generation, exactly this was there
@@ -152,7 +156,7 @@ class NftablesDriver:
         gate, chains = self._gate.table, self._gate.chains
         self._monitor = NftMonitor(
             {*tables.values(), *chains},
-            lambda family, table, chain: table == tables[family] or (table == gate and chain in chains),
+            lambda family, table, chain: table == tables.get(family) or (table == gate and chain in chains),
             changed,
         )
         self._poll = LegacyPoll(changed)
@@ -165,6 +169,10 @@ class NftablesDriver:
             self._poll.close()
         self._monitor = self._poll = None
         self._generation.close()
+        try:
+            await self._bridge.close()
+        except ProgramFailed as error:
+            logger.warning("bridge netfilter: %s", error)
 
     async def remove_all(self) -> None:
         """Remove all of ours, whichever flavour or version made it, and only that; what can't be is logged."""
@@ -207,12 +215,14 @@ class NftablesDriver:
         if listing is None:
             raise ProgramFailed("nft: another program deletes our table")
         await self._gate.put(family, rules, first=first)
+        await self._bridge.settle(family, rules)
         self._applied[family] = (rules, listing)
 
     async def _remove(self, family: int) -> None:
         self._forget(family)
         await nft.delete_tables(self._tables[family])
         await self._gate.put(family, None, first=False)
+        await self._bridge.settle(family, None)
 
     def _forget(self, family: int) -> None:
         self._applied.pop(family, None)

@@ -38,7 +38,7 @@ class SysctlDriver:
     async def apply(self, changes: Changes) -> Sequence[Failure]:
         """See kernel.driver.Driver."""
         settings = (setting for setting in changes.put if isinstance(setting, Sysctl))
-        return [Failure(setting, reason) for setting in settings if (reason := _write(setting))]
+        return [Failure(setting, reason) for setting in settings if (reason := write(setting))]
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """There is nothing to listen to."""
@@ -77,7 +77,7 @@ def bridge_netfilter_note() -> str | None:
     )
 
 
-def _write(setting: Sysctl) -> str:
+def write(setting: Sysctl) -> str:
     """Why it could not be written, "" if it was."""
     what = f"sysctl {setting.path} = {setting.value}"
     try:

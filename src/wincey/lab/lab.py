@@ -35,7 +35,7 @@ N = TypeVar("N", bound=Node)
 
 ROOT = Path("/run/wincey-lab")
 
-_SEGMENTING = [
+SEGMENTING = [
     *(
         "tso",
         "off",
@@ -48,6 +48,7 @@ _SEGMENTING = [
     ),
     *("tx-gre-segmentation", "off", "tx-ipxip4-segmentation", "off", "tx-ipxip6-segmentation", "off", "gro", "on"),
 ]
+"""What ethtool turns off, and on, on a card whose packets are cut to the MTU before they leave."""
 _STOP_TIMEOUT = 5.0  # seconds that daemons have to end on SIGTERM when the lab goes down
 
 
@@ -210,7 +211,7 @@ class Lab:
                 ovs.start(host, host.ovs_directory)
         if spec.segmenting:
             for host in self.hosts:
-                host.exec(["ethtool", "-K", "eth0", *_SEGMENTING], check=True)
+                host.exec(["ethtool", "-K", "eth0", *SEGMENTING], check=True)
 
     def _host_status(self, host: Host) -> dict[str, Any]:
         return {

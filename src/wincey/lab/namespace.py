@@ -84,7 +84,7 @@ def remove(namespaces: Iterable[str], *, timeout: float = 10) -> None:
     The names go first, so that nothing can enter any more while we look. Raises LabError when a process will not end.
     """
     there = [name for name in namespaces if exists(name)]
-    inodes = {(RUN_NETNS / name).stat().st_ino for name in there}
+    inodes = _inodes(there)
     ip_batch((f"netns del {name}" for name in there), force=True)
     deadline = time.monotonic() + timeout
     while pids := _inhabitants(inodes):
@@ -95,6 +95,15 @@ def remove(namespaces: Iterable[str], *, timeout: float = 10) -> None:
         for pid in pids:
             _kill(pid)
         time.sleep(0.01)
+
+
+def inhabitants(namespaces: Iterable[str]) -> list[int]:
+    """The processes whose network namespace is one of those named."""
+    return _inhabitants(_inodes(namespaces))
+
+
+def _inodes(namespaces: Iterable[str]) -> set[int]:
+    return {(RUN_NETNS / name).stat().st_ino for name in namespaces}
 
 
 def _inhabitants(inodes: set[int]) -> list[int]:

@@ -170,6 +170,11 @@ def links_batch(spec: LabSpec) -> Iterator[str]:
             f"link add eth0 netns {spec.netns(node)} mtu {spec.mtu} type veth"
             f" peer name {node} netns {spec.netns(SWITCH)} mtu {spec.mtu}"
         )
+    yield from host_links_batch(spec)
+
+
+def host_links_batch(spec: LabSpec) -> Iterator[str]:
+    """Those of the lines that concern a host and its containers alone: its bridge, and their cables."""
     for host in spec.host_names:
         # A bridge without an address of its own changes its MAC with its ports, and the containers' ARP entries go stale.
         yield f"link add cni0 netns {spec.netns(host)} address {bridge_mac(host)} type bridge mcast_snooping 0"

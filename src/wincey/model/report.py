@@ -99,6 +99,29 @@ class ReconcileReport(Report, frozen=True, kw_only=True):
     failures: list[FailureReport]
 
 
+class EngineReport(Report, frozen=True, kw_only=True):
+    """What carries a network's packets where there is a choice, as of the udp backend (--udp-engine).
+
+    name: the engine. why: why it is no better one, "" for none. keeper: the engine of the process that takes what the kernel leaves,
+    or all. counters: packets, bytes and drops by who counted (`kernel`, `keeper`) and what, such as `in.drop.source`.
+    """
+
+    name: str
+    why: str
+    keeper: str
+    counters: dict[str, dict[str, int]]
+
+
+class FastPathReport(Report, frozen=True, kw_only=True):
+    """The fast path of containers (--fast-path=on).
+
+    way: how packets go by it, or why there is none. counters: packets by what became of them, such as `out` (of a container) and `in`.
+    """
+
+    way: str
+    counters: dict[str, int]
+
+
 class PeerTrafficReport(Report, frozen=True, kw_only=True):
     """What went to and came from a peer's subnet since the daemon's start, or since the peer came."""
 
@@ -123,7 +146,8 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     """One network on this host. name: "" where the daemon joins a single one.
 
     trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. peer_traffic: of the
-    busiest peers, with --metrics-peers. probe: None without --probe. Before the
+    busiest peers, with --metrics-peers. probe: None without --probe. engine: None where the backend has but one way. fast_path:
+    None without --fast-path=on. Before the
     config is known, backend is "" and mtu 0.
     """
 
@@ -144,6 +168,8 @@ class NetworkReport(Report, frozen=True, kw_only=True):
     probe: ProbesReport | None
     bad_keys: list[BadKeyReport]
     reconcile: ReconcileReport
+    engine: EngineReport | None = None
+    fast_path: FastPathReport | None = None
 
 
 class StatusReport(Report, frozen=True, kw_only=True):

@@ -201,7 +201,12 @@ class Sysctl(Object, frozen=True, gc=False):
 
 
 class Tunnel(Object, frozen=True, gc=False):
-    """The userspace udp tunnel of one network: a TUN device and the UDP socket its packets travel through."""
+    """The userspace udp tunnel of one network: a TUN device and the UDP socket its packets travel through.
+
+    engine: what moves them. check: which inner sources may come from a peer (wincey.tunnel.sources), network: the cluster's, for
+    that. lasts: the device stays when its keeper ends otherwise than told, as something else than the keeper carries packets
+    through it.
+    """
 
     tag: ClassVar[str] = "tunnel"
     essential: ClassVar[bool] = True
@@ -209,6 +214,10 @@ class Tunnel(Object, frozen=True, gc=False):
     mtu: int
     local: Address  # the address the UDP socket is bound to
     port: int  # UDP port, own and every peer's
+    engine: Literal["offload", "plain"] = "offload"
+    check: Literal["off", "network", "strict"] = "off"
+    network: Subnet | None = None
+    lasts: bool = False
 
     @property
     def key(self) -> Key:

@@ -101,6 +101,33 @@ def _traffic(direction: str, unit: str) -> Callable[[StatusReport, float], Sampl
     return samples
 
 
+def _engine(status: StatusReport, now: float) -> Samples:
+    for each in status.networks:
+        if each.engine:
+            yield "", {"network": each.name, "engine": each.engine.name, "keeper": each.engine.keeper}, 1
+
+
+def _engine_counters(unit: str) -> Callable[[StatusReport, float], Samples]:
+    def samples(status: StatusReport, now: float) -> Samples:
+        for each in status.networks:
+            for who, counters in each.engine.counters.items() if each.engine else ():
+                for name, count in counters.items():
+                    direction, _, what = name.partition(".")
+                    labels = {"network": each.name, "by": who, "direction": direction}
+                    if what == unit:
+                        yield "", labels, count
+                    elif unit == "drop" and what.startswith("drop."):
+                        yield "", {**labels, "reason": what.removeprefix("drop.")}, count
+
+    return samples
+
+
+def _fast_path(status: StatusReport, now: float) -> Samples:
+    for each in status.networks:
+        for what, count in each.fast_path.counters.items() if each.fast_path else ():
+            yield "", {"network": each.name, "what": what}, count
+
+
 def _devices() -> Iterator[Metric]:
     meanings = {"bytes": "Bytes", "packets": "Packets", "errors": "Errors", "dropped": "Packets dropped"}
     for direction in ("receive", "transmit"):
@@ -202,6 +229,21 @@ METRICS: tuple[Metric, ...] = (
     Metric("wincey_store_request_duration_seconds", "histogram", "How long requests to the store took.", _durations),
     Metric("wincey_store_request_failures_total", "counter", "Requests to the store that failed.", _store_failures),
     *_devices(),
+    Metric("wincey_udp_engine_info", "gauge", "What carries the packets of the udp backend.", _engine),
+    Metric(
+        "wincey_udp_packets_total",
+        "counter",
+        "Packets through a udp tunnel, by who carried them: the kernel's programs or the keeper.",
+        _engine_counters("packets"),
+    ),
+    Metric("wincey_udp_bytes_total", "counter", "Bytes of these, without outer headers.", _engine_counters("bytes")),
+    Metric("wincey_udp_drops_total", "counter", "Packets that a udp tunnel dropped.", _engine_counters("drop")),
+    Metric(
+        "wincey_fast_path_packets_total",
+        "counter",
+        "Packets of containers by what the fast path did with them: out, in, learned from, left to the ordinary path.",
+        _fast_path,
+    ),
     Metric(
         "wincey_peer_transmit_bytes_total",
         "counter",

@@ -1,4 +1,4 @@
-"""Starts a keeper: `python -P -m wincey.tunnel CONTROL DEVICE MTU LOCAL PORT`, or CONTROL alone to take over.
+"""Starts a keeper: `python -P -m wincey.tunnel CONTROL DEVICE MTU LOCAL PORT [ENGINE]`, or CONTROL alone to take over.
 
 It makes the device and the socket, or takes over those of the keeper that runs, and only then detaches: exit code 0 says
 that the tunnel is there and its control socket listens. 1 is a failure, told on stderr in one line. BUSY says that another
@@ -12,6 +12,7 @@ import os
 import sys
 
 from wincey.tunnel.control import BUSY
+from wincey.tunnel.engines import OFFLOAD
 from wincey.tunnel.keeper import Keeper
 
 _TITLE = "flannel-udp"  # what ps and top call it. `pkill flanneld` must not match it: the data path outlives the daemon
@@ -22,8 +23,8 @@ def main(arguments: list[str]) -> int:
     control, *rest = arguments
     try:
         if rest:
-            device, mtu, local, port = rest
-            keeper = Keeper.create(control, device, int(mtu), local, int(port))
+            device, mtu, local, port, *engine = rest
+            keeper = Keeper.create(control, device, int(mtu), local, int(port), engine=engine[0] if engine else OFFLOAD)
         else:
             keeper = Keeper.take_over(control)
     except (OSError, ValueError) as error:

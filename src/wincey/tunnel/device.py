@@ -5,6 +5,9 @@ stands without anyone who forwards for it, and nothing of ours is left behind by
 reconciler sees, and its repair makes everything anew. (A persistent device would keep address and routes, and swallow
 packets in silence; at clean-up nobody would know whose it is.)
 
+It is made persistent where programs in the kernel forward for it (see the control request `configure`, `lasts`): then the keeper
+is the one that may go.
+
 Making a device that exists and is held by a process fails with EBUSY. That is also the lock between two daemons that start
 a keeper at the same time: of one name in one network namespace there is one holder.
 """
@@ -19,8 +22,15 @@ import struct
 
 from wincey.tunnel.packet import may_be_answered, net_unreachable
 
-_TUNSETIFF, _TUNSETPERSIST, _TUNGETIFF = 0x400454CA, 0x400454CB, 0x800454D2  # linux/if_tun.h
-_IFF_TUN, _IFF_NO_PI, _IFF_PERSIST = 0x0001, 0x1000, 0x0800
+_TUNSETIFF, _TUNSETPERSIST, _TUNGETIFF, _TUNSETOFFLOAD = (
+    0x400454CA,
+    0x400454CB,
+    0x800454D2,
+    0x400454D0,
+)  # linux/if_tun.h
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_PERSIST = 0x0001, 0x1000, 0x4000, 0x0800
+_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO = 0x01, 0x02, 0x04, 0x08, 0x60
+_UDP_GRO = 104  # linux/udp.h
 _SIOCGIFADDR, _SIOCGIFMTU, _SIOCSIFMTU = 0x8915, 0x8921, 0x8922  # linux/sockios.h
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0  # linux/in.h
@@ -28,8 +38,17 @@ _BUFFER = 4 << 20  # bytes a socket may queue: 2,500 full packets ride out a pau
 _ERRORS_A_SECOND, _ERRORS_AT_ONCE = 1000.0, 50.0  # as the kernel's icmp_msgs_per_sec and icmp_msgs_burst
 
 
-def open_tun(name: str) -> int:
-    """Make the TUN device and return its non-blocking descriptor; raises OSError (EBUSY: another process holds it)."""
+NO_OFFLOADS = 0
+TCP_OFFLOADS = _CSUM | _TSO4 | _TSO6 | _TSO_ECN
+ALL_OFFLOADS = TCP_OFFLOADS | _USO
+"""What a device may leave to whoever reads it: checksums, and to cut large packets of TCP, and of UDP (Linux 6.2)."""
+
+
+def open_tun(name: str, *, header: bool = True) -> int:
+    """Make the TUN device and return its non-blocking descriptor; raises OSError (EBUSY: another process holds it).
+
+    header: packets have the virtio header, whichever engine reads them: so engines change on the device as it is.
+    """
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -37,7 +56,8 @@ def open_tun(name: str) -> int:
             error.errno, f"/dev/net/tun: {os.strerror(error.errno or 0)} (needs module tun and root)"
         ) from None
     try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+        kind = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0)
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), kind))
         flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)), 16)[0]
         if flags & _IFF_PERSIST:  # someone made it by hand beforehand: from here on its life is ours
             fcntl.ioctl(descriptor, _TUNSETPERSIST, 0)
@@ -46,6 +66,65 @@ def open_tun(name: str) -> int:
         hint = " (a device of another kind has that name)" if error.errno == errno.EINVAL else ""
         raise OSError(error.errno, f"TUN device {name}: {os.strerror(error.errno or 0)}{hint}") from None
     return descriptor
+
+
+def has_header(tun: int) -> bool:
+    """Whether packets on a TUN have the virtio header; raises OSError when the device is gone."""
+    return bool(struct.unpack_from("H", fcntl.ioctl(tun, _TUNGETIFF, bytes(40)), 16)[0] & _IFF_VNET_HDR)
+
+
+def reopen_tun(tun: int, *, header: bool) -> int:
+    """Give up a descriptor for one of the same device with, or without, the virtio header; raises OSError.
+
+    The kernel changes this only on a device that nobody holds, so the device stands alone for a tenth of a millisecond, and
+    what is sent in that time is lost. Nobody else may hold it: EBUSY then, and the device goes with that one's descriptor.
+    """
+    name = tun_name(tun)
+    fcntl.ioctl(tun, _TUNSETPERSIST, 1)
+    os.close(tun)
+    return open_tun(name, header=header)  # which ends its persistence
+
+
+def set_offloads(tun: int, choices: list[int]) -> int:
+    """Have the kernel leave work on packets to us; returns the first of `choices` that it takes. Raises OSError."""
+    for offloads in choices:
+        try:
+            fcntl.ioctl(tun, _TUNSETOFFLOAD, offloads)
+        except OSError as error:
+            if offloads == choices[-1]:
+                raise OSError(error.errno, f"TUN offloads: {os.strerror(error.errno or 0)}") from None
+        else:
+            return offloads
+    raise ValueError("no choice of offloads")
+
+
+def set_merging(udp: socket.socket, *, on: bool) -> bool:
+    """Have the kernel merge datagrams of one size (UDP_GRO, Linux 5.0), or not; returns whether it does."""
+    try:
+        udp.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, int(on))
+    except OSError:
+        return False
+    return on
+
+
+def remove_leftover(name: str) -> None:
+    """Remove a TUN device that outlived its keeper; one that somebody holds, and what is no TUN, is left alone."""
+    try:
+        socket.if_nametoindex(name)
+        os.close(open_tun(name))  # which ends its persistence
+    except OSError:
+        pass  # not there, held, or of another kind
+
+
+def set_lasting(descriptor: int, on: bool) -> None:
+    """Whether the device outlives its descriptors; raises OSError."""
+    fcntl.ioctl(descriptor, _TUNSETPERSIST, int(on))
+
+
+def is_lasting(descriptor: int) -> bool:
+    """See set_lasting; raises OSError when the device is gone."""
+    flags = struct.unpack_from("H", fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40)), 16)[0]
+    return bool(flags & _IFF_PERSIST)
 
 
 def tun_name(descriptor: int) -> str:
@@ -80,7 +159,7 @@ class Interface:
     """
 
     def __init__(self, tun: int) -> None:
-        self._tun = tun
+        self.tun = tun
         self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         self._tokens = _ERRORS_AT_ONCE
         self._filled = 0.0
@@ -90,7 +169,7 @@ class Interface:
         """The device's present name; "" when this network namespace has it no more."""
         try:
             self._request(_SIOCGIFMTU)
-            return tun_name(self._tun)
+            return tun_name(self.tun)
         except OSError:
             return ""
 
@@ -138,4 +217,4 @@ class Interface:
             return bytes(4)  # no address yet: the kernel chooses the source
 
     def _request(self, number: int, value: bytes = b"") -> bytes:
-        return fcntl.ioctl(self._raw, number, struct.pack("16s24s", tun_name(self._tun).encode(), value))
+        return fcntl.ioctl(self._raw, number, struct.pack("16s24s", tun_name(self.tun).encode(), value))

@@ -13,31 +13,39 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from wincey.model.address import Subnet, format_address, parse_address
 from wincey.model.state import Changes, Failure, Key, Object, Scope, Tunnel, TunnelPeer
 from wincey.tunnel.client import KeeperConnection, TunnelError, launch
 from wincey.tunnel.control import BUILD, PEER, Header, control_name
+from wincey.tunnel.device import remove_leftover
 
 log = logging.getLogger(__name__)
 
 _REMOVED = bytes(4)
+_ANYTHING = Subnet(bytes(4), 0)
 
 
 class TunnelDriver:
     """Keeps the udp tunnels of this host's network namespace.
 
     directory: where control sockets lie, made if absent; the same one at every start, for that is how a running tunnel is
-    found again. Only tunnels that are desired, or whose device is in the scope, are looked for.
+    found again. Only tunnels that are desired, or whose device is in the scope, are looked for. farewell: the command that a
+    keeper runs, where its device outlives it, when it ends by itself.
     """
 
     handles: tuple[type[Object], ...] = (Tunnel, TunnelPeer)
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, farewell: Sequence[str] = ()) -> None:
+        self._directory, self._farewell = directory, list(farewell)
         self._connections: dict[str, KeeperConnection] = {}
+        self._shown: dict[str, Header] = {}
+        self._asking: asyncio.Task[None] | None = None
         self._changed: Callable[[str], None] = lambda why: None
         self._lock = asyncio.Lock()
 
@@ -88,10 +96,25 @@ class TunnelDriver:
 
     async def close(self) -> None:
         """Leave the keepers to themselves: they go on."""
+        if self._asking:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         async with self._lock:
             connections, self._connections = self._connections, {}
             for connection in connections.values():
                 await connection.close()
+
+    def latest(self) -> Mapping[str, object]:
+        """What a keeper has shown last (see control), of its engine and counters too; asks it anew for the next time."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask_all())
+        return next(iter(self._shown.values()), {})
+
+    async def _ask_all(self) -> None:
+        async with self._lock:
+            for device, connection in self._connections.items():
+                with suppress(TunnelError):
+                    self._shown[device], _ = await connection.ask({"do": "show"})
 
     async def counters(self, device: str) -> dict[str, int] | None:
         """Packets, bytes and drops by direction and reason since the tunnel was first started; None when it is not there.
@@ -117,6 +140,7 @@ class TunnelDriver:
         return connection
 
     async def _leave(self, device: str) -> None:
+        self._shown.pop(device, None)
         if connection := self._connections.pop(device, None):
             await connection.close()
 
@@ -126,8 +150,10 @@ class TunnelDriver:
         if connection is None:
             if not wanted:
                 self._path(device).unlink(missing_ok=True)  # of a keeper that was killed; nobody listens there any more
+                remove_leftover(device)
             return None
         state, records = await connection.ask({"do": "show", "peers": True})
+        self._shown[device] = state
         if wanted and state["build"] != BUILD:
             log.info("%s: the udp tunnel of build %s hands over to build %s", device, state["build"], BUILD)
             await self._leave(device)
@@ -143,16 +169,18 @@ class TunnelDriver:
         if connection:
             state, _ = await connection.ask({"do": "show"})
             if state["build"] == BUILD and state["device"] == tunnel.device:
-                await connection.ask({"do": "configure", "mtu": tunnel.mtu, "local": local, "port": tunnel.port})
+                await connection.ask(_settings(tunnel, self._farewell))
                 return
             await self._stop(tunnel.device)
         self._directory.mkdir(parents=True, exist_ok=True)
-        await launch(self._path(tunnel.device), tunnel.device, tunnel.mtu, local, tunnel.port)
-        await self._reach(tunnel.device)
+        await launch(self._path(tunnel.device), tunnel.device, tunnel.mtu, local, tunnel.port, tunnel.engine)
+        if connection := await self._reach(tunnel.device):
+            await connection.ask(_settings(tunnel, self._farewell))
 
     async def _stop(self, device: str) -> None:
         if connection := await self._reach(device):
             del self._connections[device]  # its end is our doing
+            self._shown.pop(device, None)
             try:
                 await connection.ask({"do": "stop"})
             finally:
@@ -204,13 +232,35 @@ def _is_ipv4(peer: TunnelPeer) -> bool:
     return len(peer.subnet.address) == len(peer.endpoint) == 4
 
 
+def _settings(tunnel: Tunnel, farewell: list[str]) -> Header:
+    """The request that makes a keeper's tunnel like that."""
+    return {
+        "do": "configure",
+        "mtu": tunnel.mtu,
+        "local": format_address(tunnel.local),
+        "port": tunnel.port,
+        "engine": tunnel.engine,
+        "check": tunnel.check,
+        "network": str(tunnel.network or _ANYTHING),
+        "lasts": tunnel.lasts,
+        "farewell": farewell if tunnel.lasts else [],
+    }
+
+
 def _objects(device: str, state: Header, records: bytes) -> list[Tunnel | TunnelPeer]:
-    mtu, local, port = state["mtu"], state["local"], state["port"]
-    assert isinstance(mtu, int)
-    assert isinstance(local, str)
-    assert isinstance(port, int)
+    network = Subnet.parse(str(state.get("network", _ANYTHING)))
+    fields = {
+        "device": device,
+        "mtu": state["mtu"],
+        "local": parse_address(str(state["local"])),
+        "port": state["port"],
+        "engine": state.get("wanted", "plain"),  # of a keeper that has not told, as all of earlier releases
+        "check": state.get("check", "off"),
+        "network": None if network == _ANYTHING else network,
+        "lasts": state.get("lasts", False),
+    }
     return [
-        Tunnel(device, mtu, parse_address(local), port),
+        msgspec.convert(fields, Tunnel),
         *(
             TunnelPeer(device, Subnet(address, length), endpoint)
             for address, length, endpoint in PEER.iter_unpack(records)

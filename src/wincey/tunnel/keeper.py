@@ -1,7 +1,13 @@
 """The keeper: the process that holds a tunnel. One epoll loop over the device, the socket and the control connections.
 
-It starts detached from any daemon, and no daemon's end touches it. A batch of packets each way, then whoever has
-something to say on the control socket: neither starves the other.
+It starts detached from any daemon, and no daemon's end touches it. An engine moves packets (see engines) until someone has
+something to say on the control socket, and engines change in place: device, socket, peers and counters stay.
+
+Requests of control.py, and what this keeper adds to them: `show` tells `wanted` and `engine` (engines.ENGINES), `core` (the
+compiled one, or Python's), `why` it is no better one, `check` and `network` of sources; `configure` takes `engine`, and `check`
+with `network`, if they are given. Both have `lasts` (see device.set_lasting), and `farewell`: the command to run at an end that
+nobody told us to make. `handover` says `header` when its sender can take a device whose packets have the virtio
+header. A keeper of an earlier release can't, and hands over a device without: it is opened anew, see device.reopen_tun.
 
 It ends when told to (`stop`), when another keeper has taken over (`taken`), on SIGTERM, when no daemon is there and flannel
 wants its place (see successor), or when its device is deleted: then there is nothing left to keep, and the end of its
@@ -16,14 +22,18 @@ import select
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from wincey.tunnel.control import BUILD, DirectoryAddress, Header, connect, decode, encode
-from wincey.tunnel.device import Interface, open_tun, open_udp
+from wincey.tunnel.device import Interface, has_header, is_lasting, open_tun, open_udp, reopen_tun, set_lasting
+from wincey.tunnel.engines import ENGINES, OFFLOAD, PLAIN, engage
 from wincey.tunnel.relay import Relay
+from wincey.tunnel.sources import SourceCheck
 from wincey.tunnel.successor import Successor
 
 _TIMEOUT = 5.0  # seconds a keeper waits for the one it takes over from
 _READ = 1 << 16  # bytes read from a control connection at once
+_GONE = (errno.EBADFD, errno.EBADF)  # the kernel's words for a deleted device
 
 
 class Keeper:
@@ -32,18 +42,22 @@ class Keeper:
     def __init__(self, control: str, tun: int, udp: socket.socket) -> None:
         self._control = control
         self._interface = Interface(tun)
-        self._relay = Relay(tun, udp, self._interface.refuse)
+        self._relay: Relay = Relay(tun, udp, self._interface.refuse, header=has_header(tun))
+        self._wanted, self._why = PLAIN, ""
+        self._farewell: list[str] = []
+        self._predecessor: socket.socket | None = None
         self._clients: dict[int, _Client] = {}
         self._running = True
         self._owns_path = False
         self._listener = self._listen()
 
     @classmethod
-    def create(cls, control: str, device: str, mtu: int, local: str, port: int) -> Keeper:
-        """Make device and socket; raises OSError, EBUSY when another process holds the device."""
+    def create(cls, control: str, device: str, mtu: int, local: str, port: int, *, engine: str = OFFLOAD) -> Keeper:
+        """Make device and socket; raises OSError, EBUSY when another process holds the device, ValueError for the engine."""
         tun = open_tun(device)
         keeper = cls(control, tun, open_udp(local, port))
         keeper._interface.mtu = mtu
+        keeper._engage(engine)
         keeper.publish()
         return keeper
 
@@ -54,9 +68,10 @@ class Keeper:
         Device and socket are the same open files, so what is queued in them stays. The other one forwards until this one
         is complete, and again if this one fails: no packet is lost.
         """
-        with connect(control, blocking=True) as sock:
+        sock = connect(control, blocking=True)
+        try:
             sock.settimeout(_TIMEOUT)
-            sock.sendall(encode({"do": "handover"}))
+            sock.sendall(encode({"do": "handover", "header": True}))
             data, descriptors, _, _ = socket.recv_fds(sock, _READ, 2)
             buffer = bytearray(data)
             _reply(sock, buffer)
@@ -66,10 +81,18 @@ class Keeper:
             tun, udp = descriptors
             keeper = cls(control, tun, socket.socket(fileno=udp))
             keeper._relay.update(peers)
-            counters = state["counters"]
+            if "check" in state:
+                keeper._relay.restrict(_check(state))
+            keeper._farewell = _words(state.get("farewell", []))
+            keeper._engage(str(state.get("wanted", OFFLOAD)))
+            counters = _ask(sock, {"do": "show"}, buffer)[0]["counters"]  # it forwards until the next line
             if isinstance(counters, dict):
-                keeper._relay.counters.update(counters)
+                keeper._relay.restore(counters)
             _ask(sock, {"do": "taken"}, buffer)
+        except BaseException:
+            sock.close()
+            raise
+        keeper._predecessor = sock
         keeper.publish()
         return keeper
 
@@ -84,24 +107,36 @@ class Keeper:
         try:
             self._loop()
         except OSError as error:
-            if error.errno != errno.EBADFD:  # the kernel's word for a deleted device
+            if error.errno not in _GONE:
                 raise
         finally:
+            if self._owns_path:
+                self._say_farewell()
             self._remove_path()
+
+    def _say_farewell(self) -> None:
+        """An end that nobody told us to make: the device goes with us after all, and with it what works on it."""
+        with suppress(OSError):
+            set_lasting(self._relay.tun, on=False)
+            if self._farewell:
+                os.waitpid(os.posix_spawn(self._farewell[0], self._farewell, os.environ), 0)
 
     def _loop(self) -> None:
         poll = self._poll = select.epoll()
         successor = Successor()
-        tun, listener, rivals = self._relay.tun, self._listener.fileno(), successor.socket.fileno()
-        for descriptor in (tun, self._relay.udp.fileno(), listener, rivals):
-            poll.register(descriptor, select.EPOLLIN)
+        listener, rivals = self._listener.fileno(), successor.socket.fileno()
+        signals, wakeup = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        signal.set_wakeup_fd(wakeup.fileno())  # an engine that is not Python's own loop comes back for it
+        previous = self._predecessor.fileno() if self._predecessor else -1
+        for descriptor in (listener, rivals, signals.fileno(), previous):
+            if descriptor >= 0:
+                poll.register(descriptor, select.EPOLLIN)
         while self._running:
-            for descriptor, events in poll.poll():
+            self._forward()
+            for descriptor, events in poll.poll(0):
                 if not self._running:
                     return
-                if descriptor == tun:
-                    self._relay.outbound()
-                elif descriptor in self._clients:
+                if descriptor in self._clients:
                     self._serve(self._clients[descriptor], events)
                 elif descriptor == listener:
                     self._accept()
@@ -110,8 +145,51 @@ class Keeper:
                     wanted = successor.came_and_went(name, self._interface.address() if name else b"-")
                     if wanted and not self._clients:
                         return
-                else:
-                    self._relay.inbound()
+                elif descriptor == previous and self._predecessor:
+                    self._succeed()
+                elif descriptor == signals.fileno():
+                    signals.recv(_READ)
+
+    def _forward(self) -> None:
+        """Move packets until there is something on a control connection; an engine that fails is replaced by the plain one."""
+        try:
+            self._relay.forward(self._poll.fileno())
+        except OSError as error:
+            if error.errno in _GONE or self._relay.name == PLAIN:
+                raise
+            wanted, reason = self._wanted, f"{self._relay.name} failed: {error.strerror or error}"
+            self._engage(PLAIN)
+            self._wanted, self._why = wanted, reason
+
+    def _succeed(self) -> None:
+        """The keeper that we took over from has ended, so a device of an earlier release can be opened anew."""
+        assert self._predecessor
+        self._poll.unregister(self._predecessor.fileno())
+        self._predecessor.close()
+        self._predecessor = None
+        if self._wanted != PLAIN and not self._relay.header:
+            self._reopen(header=True)
+            self._engage(self._wanted)
+
+    def _engage(self, wanted: str) -> None:
+        """Have that engine, or the next best, move packets from here on; raises ValueError when there is none of that name."""
+        if wanted not in ENGINES:
+            raise ValueError(f"an engine is one of {', '.join(ENGINES)}, not {wanted!r}")
+        old = self._relay
+        new, self._why = engage(wanted, old.tun, old.udp, self._interface.refuse, header=old.header)
+        self._wanted = wanted
+        new.follow(old)
+        old.close()
+        self._relay = new
+
+    def _reopen(self, *, header: bool) -> None:
+        """Have the device with or without the virtio header, and the plain engine on it."""
+        self._engage(PLAIN)
+        relay = self._relay
+        relay.outbound()  # what is queued in it, as far as a batch goes
+        relay.tun = reopen_tun(relay.tun, header=header)
+        relay.header = header
+        self._interface.tun = relay.tun
 
     def _terminate(self, *_: object) -> None:
         raise SystemExit(0)
@@ -196,6 +274,14 @@ class Keeper:
             "local": local,
             "port": port,
             "counters": self._relay.counters,
+            "lasts": bool(name) and is_lasting(self._relay.tun),
+            "farewell": self._farewell,
+            "wanted": self._wanted,
+            "engine": self._relay.name,
+            "core": self._relay.core,
+            "why": self._why,
+            "check": self._relay.check.mode,
+            "network": f"{socket.inet_ntoa(self._relay.check.network)}/{self._relay.check.length}",
         }
         return encode(state, self._relay.table.records() if header.get("peers") else b"")
 
@@ -203,21 +289,34 @@ class Keeper:
         mtu, local, port = header["mtu"], header["local"], header["port"]
         if not (isinstance(mtu, int) and isinstance(local, str) and isinstance(port, int)):
             raise ValueError("configure needs mtu, local and port")
+        check = _check(header) if "check" in header else self._relay.check
         if (local, port) != self._relay.udp.getsockname():
             old, new = self._relay.udp, open_udp(local, port)
             self._relay.inbound()  # what the old one still holds, as far as a batch goes
             self._relay.rebind(new)
-            self._poll.unregister(old.fileno())
-            self._poll.register(new.fileno(), select.EPOLLIN)
             old.close()
         self._interface.mtu = mtu
+        if check != self._relay.check:
+            self._relay.restrict(check)
+        engine = header.get("engine", self._wanted)
+        if engine != self._wanted:
+            if engine == OFFLOAD and not self._relay.header and not self._predecessor:
+                self._reopen(header=True)
+            self._engage(str(engine))
+        if "lasts" in header:
+            set_lasting(self._relay.tun, on=bool(header["lasts"]))
+        self._farewell = _words(header.get("farewell", self._farewell))
         return encode({})
 
     def _peers(self, _: _Client, __: Header, body: bytes) -> bytes:
         self._relay.update(body)
         return encode({})
 
-    def _handover(self, client: _Client, _: Header, __: bytes) -> bytes:
+    def _handover(self, client: _Client, header: Header, __: bytes) -> bytes:
+        if not header.get("header"):  # an earlier release: it knows one packet in one datagram
+            self._engage(PLAIN)
+            if self._relay.header:
+                self._reopen(header=False)
         reply = encode({})
         if client.unsent or socket.send_fds(client.sock, [reply], [self._relay.tun, self._relay.udp.fileno()]) != len(
             reply
@@ -233,6 +332,8 @@ class Keeper:
     def _stop(self, client: _Client, _: Header, __: bytes) -> bytes:
         self._running = False
         self._remove_path()
+        with suppress(OSError):  # the device is gone already
+            set_lasting(self._relay.tun, on=False)
         os.close(self._relay.tun)
         self._relay.udp.close()
         client.finish(encode({}))
@@ -263,6 +364,19 @@ class _Client:
         except OSError:
             pass  # it does not listen any more
         self.unsent.clear()
+
+
+def _check(state: Header) -> SourceCheck:
+    """The rule for sources in a request or in what a keeper shows; raises ValueError."""
+    network, _, length = str(state.get("network", "0.0.0.0/0")).partition("/")
+    try:
+        return SourceCheck(str(state["check"]), socket.inet_aton(network), int(length))
+    except OSError:
+        raise ValueError(f"no IPv4 network: {network}") from None
+
+
+def _words(given: object) -> list[str]:
+    return [str(word) for word in given] if isinstance(given, list) else []
 
 
 def _ask(sock: socket.socket, header: Header, buffer: bytearray) -> tuple[Header, bytes]:

@@ -1,0 +1,1 @@
+../src/wincey/lab/bench/one_packet_proxy.c

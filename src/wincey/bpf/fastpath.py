@@ -1,0 +1,110 @@
+"""What the fast path's programs (c/fastpath.c) are told, where they are attached, and the nft rule that lets flows in. Pure."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Iterable
+
+import msgspec
+
+from wincey.bpf.attach import Attachment
+from wincey.kernel.conntrack import Connection
+from wincey.model.fastpath import FastPath
+
+COUNTERS = ("out", "in", "learned-out", "learned-in", "too-large", "wrong-source")
+"""Packets by what became of them, in the order of the programs: taken out of a container and into one, those that taught this, and those
+that were left to the ordinary path for being larger than what it had let pass, or for coming from elsewhere."""
+
+LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+"""conntrack sees a packet a second of a flow: without this it would take those for strays (INVALID), which rules often drop."""
+
+_FORMS = {"plain": 14, "udp": 42, "vxlan": 64}
+_CONF = struct.Struct("=I4s4s4sI2sH")  # struct conf
+
+_KEY = struct.Struct(">4s4sHHI")  # struct key, read in network byte order
+
+# Source and destination NAT, sequence numbers that are adjusted, and a helper that reads along (IPS_* in the kernel's
+# nf_conntrack_common.h): such a connection's packets are changed or looked at on their way.
+_TOUCHED = 0x10 | 0x20 | 0x40 | 0x2000
+
+PRIORITY = 300
+"""After every other chain of the FORWARD hook (filter 0, security 50): what gets there was accepted."""
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where the programs are attached. wire: devices that packets leave and come by. ports: the host's ends of containers' cables."""
+
+    wire: tuple[str, ...]
+    ports: tuple[str, ...]
+
+    def attachments(self) -> list[Attachment]:
+        """Those that learn before those that act on it."""
+        return [
+            *(Attachment("fast_learn_out", device, "egress") for device in self.wire),
+            *(Attachment("fast_learn_in", port, "egress") for port in self.ports),
+            *(Attachment("fast_in", device, "ingress", first=True) for device in self.wire),
+            *(Attachment("fast_out", port, "ingress", first=True) for port in self.ports),
+        ]
+
+
+def wire(path: FastPath, *, wraps: bool) -> tuple[str, ...]:
+    """The devices that packets leave and come by. wraps: the programs encapsulate themselves."""
+    return (path.underlay,) if wraps or not path.tunnel else (path.tunnel, path.underlay)
+
+
+def conf(path: FastPath, *, wraps: bool) -> bytes:
+    """The value of the map `conf`."""
+    return _CONF.pack(
+        path.mark,
+        path.local,
+        path.subnet.address,
+        _mask(path.subnet.length),
+        socket.htonl(path.vni << 8),
+        path.port.to_bytes(2, "big"),
+        _FORMS[path.form if wraps else "plain"],
+    )
+
+
+def connections(flows: Iterable[bytes]) -> list[Connection]:
+    """The TCP connections among the keys of the map `flows`, as their containers' packets have them."""
+    read = (_KEY.unpack(key) for key in flows)
+    return [
+        Connection(here, there, here_port, there_port)
+        for here, there, here_port, there_port, protocol in read
+        if protocol == socket.htonl(socket.IPPROTO_TCP)
+    ]
+
+
+def table_name(stem: str) -> str:
+    """The nftables table (family ip) of the network whose subnet file has this stem."""
+    return "flannel-fast" if stem == "subnet" else "flannel-fast-" + re.sub(r"[^A-Za-z0-9_.-]", "_", stem)
+
+
+def table(path: FastPath, name: str) -> str:
+    """The script that replaces the table by one for this path, in one transaction."""
+    accepted = f"ct state established ct status & {_TOUCHED:#x} == 0 meta mark set meta mark | {path.mark:#x}"
+    here, network = path.subnet, path.network
+    return "".join(
+        f"{line}\n"
+        for line in (
+            *removal(name),
+            f"table ip {name} {{",
+            "    chain forward {",
+            f"        type filter hook forward priority {PRIORITY}; policy accept;",
+            f"        ip saddr {here} ip daddr {network} ip daddr != {here} meta l4proto {{ tcp, udp }} {accepted}",
+            f"        ip daddr {here} ip saddr {network} ip saddr != {here} meta l4proto {{ tcp, udp }} {accepted}",
+            "    }",
+            "}",
+        )
+    )
+
+
+def removal(name: str) -> Iterable[str]:
+    """The lines that remove the table, there or not."""
+    return f"add table ip {name}", f"delete table ip {name}"
+
+
+def _mask(length: int) -> bytes:
+    return ((0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF).to_bytes(4, "big")
