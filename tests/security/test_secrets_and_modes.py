@@ -60,7 +60,7 @@ class World:
         """Put a config, and wait until every host's lease is of its kind."""
         put(self.lab, f"{PREFIX}/config", text, None)
         wanted = None if kind == "udp" else kind  # whose leases say nothing of it
-        wait_until(lambda: [json.loads(each).get("BackendType") for each in self.leases()] == [wanted] * 2, 60)
+        wait_until(lambda: [json.loads(each).get("BackendType") for each in self.leases()] == [wanted] * 2, 150)
 
     def leases(self):
         snapshot = self.lab.store.run(lambda registry: registry.snapshot())
@@ -124,7 +124,7 @@ def live(world):
     ):
         before = len(world.logs[0].read_text())
         put(world.lab, f"{PREFIX}/config", text % world.secret(f"config-{name}"), None)
-        wait_until(lambda before=before: "\nE" in world.logs[0].read_text()[before - 1 :], 60)
+        wait_until(lambda before=before: "\nE" in world.logs[0].read_text()[before - 1 :], 150)
     world.gathered.append(gather(world, whole=True))
     for path in (h1.directory / "wgkey", h2.directory / "wgkey"):
         world.secret(f"{path.parent.name} private key", path.read_text().strip())
@@ -135,7 +135,6 @@ def gather(world, *, whole):
     h1, h2 = world.lab.hosts
     found = {}
     for host in (h1, h2):
-        env = {**os.environ, **host.environment}
         for path in ("status", "peers", "diff", "containers"):
             argv = ["curl", "-s", "--unix-socket", host.environment[SOCKET_VARIABLE], f"http://localhost/v1/{path}"]
             found[f"{host.name} {path}"] = host.exec(argv).stdout
