@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check docs bench soak fresh clean
+.PHONY: help setup demo test check docs bench soak sim fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -53,6 +53,10 @@ bench: ## Measure the control plane from 100 to 10,000 leases, and the CNI plugi
 soak: ## Half an hour at 10,000 leases with churn: memory flat, kernel as the store (root); ARGS="--minutes 5" for less
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+sim: ## Simulate bad days: many agents, faults from fresh seeds, invariants; ARGS="--runs 100000", "--seed N", "--mutants"
+	@scripts/setup.sh check
+	@$(BIN)/python -m simulator $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh
