@@ -22,7 +22,7 @@ from simulator.forwarding import Station
 from simulator.kernel import UNDERLAY, Kernel, KernelDriver
 from simulator.loop import OWNER, Process, VirtualLoop
 from simulator.wire import Link, WireClient
-from wincey.agent import hostfacts
+from wincey.agent import hostfacts, memory
 from wincey.agent.desired import DesiredState
 from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
@@ -238,7 +238,7 @@ async def _choose_rules(config: NetworkConfig) -> None:
 
 
 class Machines:
-    """Has HostLook read the interfaces of whichever machine asks, while it is entered."""
+    """Has HostLook read the interfaces of whichever machine asks, while it is entered; and memory is the real machine's."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -247,6 +247,7 @@ class Machines:
             hostfacts.default_route_interface,
             hostfacts.route_to,
             hostfacts._kernel,
+            memory.give_back,
         )
 
     def __enter__(self) -> Machines:
@@ -254,6 +255,7 @@ class Machines:
         hostfacts.default_route_interface = lambda family: 2
         hostfacts.route_to = lambda address: RouteLookup(2, None, None)
         hostfacts._kernel = lambda: (6, 1)
+        memory.give_back = lambda: None
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -262,6 +264,7 @@ class Machines:
             hostfacts.default_route_interface,
             hostfacts.route_to,
             hostfacts._kernel,
+            memory.give_back,
         ) = self._real
 
     def _interfaces(self) -> list[Interface]:
