@@ -95,7 +95,8 @@ class Healing:
 
     async def _wrong_of(self, host: Host, *, thorough: bool) -> str:
         if not host.running:
-            return f"the daemon of {host.name} does not run"
+            said = "".join(host.log(1)) or "nothing"
+            return f"the daemon of {host.name} does not run; it said at last: {said}"
         client = HttpClient(f"unix://{of_subnet_file(str(host.subnet_file))}")
         try:
             why = await self._asked(client, thorough=thorough)
