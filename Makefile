@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check docs bench soak sim sim fresh clean
+.PHONY: help setup demo chaos test check docs bench soak sim sim fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -16,6 +16,10 @@ setup: ## Make .venv with the programs in .venv/bin; install missing Debian pack
 demo: ## Three hosts in network namespaces whose containers reach each other (root)
 	@scripts/setup.sh demo
 	@$(BIN)/wincey lab run --hosts 3 $(ARGS)
+
+chaos: ## Every fault of wincey lab chaos, some minutes (root); ARGS="NAME..." for some, ARGS=--list to name them
+	@scripts/setup.sh test
+	@$(BIN)/wincey lab chaos $(or $(ARGS),all)
 
 test: ## Every test; what fails is run again, alone; what was skipped, and why, is told at the end
 	@scripts/setup.sh test
