@@ -39,8 +39,8 @@ from wincey.model.state import Changes
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.registry import Registry
 
-RESTART = 5.0
-"""Seconds after which the supervisor starts an agent that ended."""
+RESTART, RESTART_MOST = 5.0, 100.0
+"""Seconds after which the supervisor starts an agent that ended: twice as many each time, up to the latter."""
 
 
 class Tempo(msgspec.Struct, frozen=True):
@@ -92,6 +92,7 @@ class Host:
         self.reconciler: Reconciler | None = None
         self.process: Process | None = None
         self.starts = self.steps_before = 0
+        self._failures = 0  # in a row
         self.ended_by: BaseException | None = None  # what ended the latest agent, None for a crash
         self.down_until = 0.0  # nobody starts an agent before
         self.started_at = 0.0
@@ -178,6 +179,7 @@ class Host:
     def _tell(self, reason: str | None) -> None:
         self.ready = reason
         if reason is None:
+            self._failures = 0
             found = read_env_file(str(self.subnet_file)).subnets
             self.held = found[0].masked() if found else None
             self.events.published(self)
@@ -220,7 +222,9 @@ class Host:
         self._let_go()
         self.ended_by = ending or RuntimeError("it ended by itself")
         self.events.ended(self, self.ended_by)
-        self._loop.call_later(RESTART, self.start, context=self.link.world)
+        self._failures += 1
+        pause = min(RESTART_MOST, RESTART * 2 ** min(self._failures - 1, 10))
+        self._loop.call_later(pause, self.start, context=self.link.world)
 
     def _store(self) -> Etcd3Store:
         members = {f"http://127.0.0.1:{2379 + place}": member for place, member in enumerate(self._etcd.members)}

@@ -427,7 +427,7 @@ class World:
     # Packets that flowed go on flowing
 
     def _look_at(self, host: Host) -> None:
-        if self._over or not self._connected:
+        if self._over or len(self.hosts) > EVERY_PAIR:
             return
         stations, underlay = self._stations()
         here = stations.get(host.name)
@@ -439,11 +439,12 @@ class World:
     def _follow_pair(
         self, pair: tuple[str, str], sender: Station, receiver: Station, underlay: dict[Address, Station]
     ) -> None:
-        if pair not in self._connected:
-            return
         why = obstacle(sender, receiver, underlay)
         if not why:
+            self._connected[pair] = None
             self._broken.pop(pair, None)
+        elif pair not in self._connected:
+            return
         elif pair not in self._broken:
             self._broken[pair] = (self.loop.now, why)
             self.note(sender.name, receiver.name, f"packets are lost: {why}")
@@ -494,8 +495,6 @@ class World:
         pairs = list(permutations(names, 2)) if len(names) <= EVERY_PAIR else self._some_pairs(names)
         for text in invariants.unreachable(((stations[a], stations[b]) for a, b in pairs), underlay):
             self._violate("every pair reaches each other", text)
-        self._connected = dict.fromkeys(pairs) if len(names) <= EVERY_PAIR else {}
-        self._broken = {}
 
     def _some_pairs(self, names: list[str]) -> list[tuple[str, str]]:
         """Of many hosts, some thousand pairs."""
