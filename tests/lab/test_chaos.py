@@ -9,6 +9,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from wincey.lab import Lab
@@ -99,13 +100,17 @@ def test_what_can_not_be_run_is_left_out_or_failed(monkeypatch, tmp_path, error,
             self.spec = spec
 
         def up(self):
-            raise error
+            pass
 
         def down(self):
             downs.append(self.spec.name)
 
+    def prepare(world):
+        raise error
+
     monkeypatch.setattr(run, "World", NoWorld)
-    result = run_scenario(SCENARIOS["card-down"], backend="vxlan", root=tmp_path, report=silent)
+    scenario = msgspec.structs.replace(SCENARIOS["card-down"], prepare=prepare)
+    result = run_scenario(scenario, backend="vxlan", root=tmp_path, report=silent)
     assert (result.name, result.passed, result.reason) == ("card-down", passed, reason)
     assert len(downs) == 1
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wincey.lab.chaos.catalogue import SCENARIOS
 from wincey.lab.chaos.clock import move_clock
 from wincey.lab.chaos.traffic import Way
 from wincey.lab.process import Process
@@ -173,3 +174,8 @@ def test_requests_are_sent_with_a_right_checksum_and_counted_even_without_a_way_
         total = (total & 0xFFFF) + (total >> 16)
     assert total == 0xFFFF
     assert words[2] == 7
+
+
+def test_the_page_tells_of_every_scenario():
+    page = (Path(__file__).parents[2] / "docs" / "chaos.md").read_text()
+    assert [name for name, each in SCENARIOS.items() if f"| `{name}` | {each.does} |" not in page] == []
