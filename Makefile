@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo test check sim docs bench soak bake fuzz audit sbom fresh clean
+.PHONY: help setup demo test check sim chaos docs bench soak bake fuzz audit sbom fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -16,6 +16,10 @@ setup: ## Make .venv with the programs in .venv/bin; install missing Debian pack
 demo: ## Three hosts in network namespaces whose containers reach each other (root)
 	@scripts/setup.sh demo
 	@$(BIN)/wincey lab run --hosts 3 $(ARGS)
+
+chaos: ## Every fault of wincey lab chaos, some minutes (root); ARGS="NAME..." for some, ARGS=--list to name them
+	@scripts/setup.sh test
+	@$(BIN)/wincey lab chaos $(or $(ARGS),all)
 
 test: ## Every test; what fails is run again, alone; what was skipped, and why, is told at the end
 	@scripts/setup.sh test
@@ -57,6 +61,10 @@ soak: ## Half an hour at 10,000 leases with churn: memory flat, kernel as the st
 bake: ## Compile the programs of src/wincey/bpf/c anew, after a change (clang)
 	@scripts/setup.sh test
 	@$(BIN)/python scripts/bake.py $(ARGS)
+
+sim: ## Simulate bad days: many agents, faults from fresh seeds, invariants; ARGS="--runs 100000", "--seed N", "--mutants"
+	@scripts/setup.sh check
+	@$(BIN)/python -m simulator $(ARGS)
 
 fresh: ## Run the README's commands in a newly bootstrapped Debian (root); FRESH_ONLY=demo for the short form
 	@scripts/fresh.sh

@@ -22,7 +22,7 @@ from simulator.forwarding import Station
 from simulator.kernel import UNDERLAY, Kernel, KernelDriver
 from simulator.loop import OWNER, Process, VirtualLoop
 from simulator.wire import Link, WireClient
-from wincey.agent import hostfacts
+from wincey.agent import hostfacts, memory
 from wincey.agent.desired import DesiredState
 from wincey.agent.envfile import read_env_file
 from wincey.agent.hostfacts import HostLook, Wishes
@@ -39,8 +39,8 @@ from wincey.model.state import Changes
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.registry import Registry
 
-RESTART = 5.0
-"""Seconds after which the supervisor starts an agent that ended."""
+RESTART, RESTART_MOST = 5.0, 100.0
+"""Seconds after which the supervisor starts an agent that ended: twice as many each time, up to the latter."""
 
 
 class Tempo(msgspec.Struct, frozen=True):
@@ -92,6 +92,7 @@ class Host:
         self.reconciler: Reconciler | None = None
         self.process: Process | None = None
         self.starts = self.steps_before = 0
+        self._failures = 0  # in a row
         self.ended_by: BaseException | None = None  # what ended the latest agent, None for a crash
         self.down_until = 0.0  # nobody starts an agent before
         self.started_at = 0.0
@@ -178,6 +179,7 @@ class Host:
     def _tell(self, reason: str | None) -> None:
         self.ready = reason
         if reason is None:
+            self._failures = 0
             found = read_env_file(str(self.subnet_file)).subnets
             self.held = found[0].masked() if found else None
             self.events.published(self)
@@ -220,7 +222,9 @@ class Host:
         self._let_go()
         self.ended_by = ending or RuntimeError("it ended by itself")
         self.events.ended(self, self.ended_by)
-        self._loop.call_later(RESTART, self.start, context=self.link.world)
+        self._failures += 1
+        pause = min(RESTART_MOST, RESTART * 2 ** min(self._failures - 1, 10))
+        self._loop.call_later(pause, self.start, context=self.link.world)
 
     def _store(self) -> Etcd3Store:
         members = {f"http://127.0.0.1:{2379 + place}": member for place, member in enumerate(self._etcd.members)}
@@ -238,7 +242,7 @@ async def _choose_rules(config: NetworkConfig) -> None:
 
 
 class Machines:
-    """Has HostLook read the interfaces of whichever machine asks, while it is entered."""
+    """Has HostLook read the interfaces of whichever machine asks, while it is entered; and memory is the real machine's."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -247,6 +251,7 @@ class Machines:
             hostfacts.default_route_interface,
             hostfacts.route_to,
             hostfacts._kernel,
+            memory.give_back,
         )
 
     def __enter__(self) -> Machines:
@@ -254,6 +259,7 @@ class Machines:
         hostfacts.default_route_interface = lambda family: 2
         hostfacts.route_to = lambda address: RouteLookup(2, None, None)
         hostfacts._kernel = lambda: (6, 1)
+        memory.give_back = lambda: None
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -262,6 +268,7 @@ class Machines:
             hostfacts.default_route_interface,
             hostfacts.route_to,
             hostfacts._kernel,
+            memory.give_back,
         ) = self._real
 
     def _interfaces(self) -> list[Interface]:

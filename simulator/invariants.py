@@ -14,7 +14,7 @@ from wincey.model.address import Address, Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadLease
 from wincey.model.lease import LeaseAttrs, LeaseKey
-from wincey.model.state import Key, Object
+from wincey.model.state import Key, Object, Sysctl
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ def tampered(name: str, foreign: Mapping[Key, Object], expected: Mapping[Key, Ob
 
 def astray(name: str, objects: Mapping[Key, Object], desired: Mapping[Key, Object]) -> list[str]:
     """What is ours in the kernel is exactly what is wanted there."""
-    stale = [str(item) for key, item in objects.items() if key not in desired]
+    stale = [str(item) for key, item in objects.items() if key not in desired and not isinstance(item, Sysctl)]
     missing = [str(item) for key, item in desired.items() if key not in objects and not getattr(item, "optional", False)]
     return [f"{name} has {kind} {', '.join(found[:3])}" for kind, found in (("stale", stale), ("not", missing)) if found]
 

@@ -210,6 +210,8 @@ class KernelDriver:
         kernel = self._kernel
         failures = []
         for item in changes.delete:
+            if isinstance(item, Sysctl):
+                continue  # what is not wanted any more stays as it is, as with the real driver
             if item.key in kernel.foreign and item.key not in kernel.objects:
                 if not isinstance(item, Route) or item.device in self._devices:
                     del kernel.foreign[item.key]

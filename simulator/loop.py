@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import heapq
 import sys
 import time
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 EPOCH = 1_800_000_000.0
 """Seconds since 1970 at which every simulated world begins."""
+
+
+_COLLECT = 50_000  # steps after which memory is collected: at the same ones in each run of a seed
 
 
 class Process:
@@ -198,6 +202,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _step(self, handle: asyncio.Handle) -> None:
         owner: Process | None = _context_of(handle).get(OWNER)
         self.steps += 1
+        if not self.steps % _COLLECT:
+            gc.collect()
         if owner is not None:
             if not owner.alive or owner.stopped:
                 owner.waiting.append(handle)

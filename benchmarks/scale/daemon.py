@@ -112,7 +112,7 @@ class Daemon:
         samples = []
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as monitor:
             monitor.bind((0, RTMGRP_IPV4_ROUTE))
-            monitor.settimeout(10)
+            monitor.settimeout(60)
             for number in range(first, first + times):
                 peer = Peer(number)
                 wanted = socket.inet_aton(peer.subnet)

@@ -436,6 +436,18 @@ async def test_peers_in_a_network_that_we_left_are_still_ours_to_keep(world):
         await until(lambda: "10.3.200.0/24" not in agent.routes())
 
 
+async def test_a_lease_outside_of_the_network_takes_no_traffic(world, caplog):
+    """Half of all addresses, or the cloud's metadata server: whoever may write leases could have them otherwise."""
+    async with Agent(world).living() as agent:
+        await until(lambda: agent.is_ready)
+        for key in ("0.0.0.0-1", "128.0.0.0-1", "169.254.169.254-31", "10.2.0.0-15", "10.4.1.0-24"):
+            await world.put_peer(key)
+        await world.put_peer("10.3.200.0-24&2001:db8::-64")  # of a family that is off here
+        await until(lambda: "10.3.200.0/24" in agent.routes())
+        assert all(each.startswith("10.3.") for each in agent.routes())
+        assert "lease 128.0.0.0-1 is passed over: it lies outside of the network" in caplog.text
+
+
 async def test_subnet_env_that_cannot_be_written_is_tried_again(world):
     agent = Agent(world)
     agent.subnet_file.parent.write_text("a file where a directory should be")

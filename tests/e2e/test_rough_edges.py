@@ -87,3 +87,10 @@ def test_the_first_network_after_an_empty_list_is_joined_and_the_end_is_prompt(m
         define(lab, green=GREEN)
         member.joins("green")
         assert member.daemon.stop(timeout=10) == 0
+
+
+def test_alloc_has_a_lease_where_there_is_ipv6_alone(make_lab):
+    lab = make_lab("alloc", families=(6,), hosts=2)
+    subnets = [host.gateways[0].network for host in lab.hosts]
+    assert [subnet.version for subnet in subnets] == [6, 6]
+    assert not subnets[0].overlaps(subnets[1])

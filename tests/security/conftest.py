@@ -1,6 +1,7 @@
-"""The scripts that are tested here lie outside of the package."""
+"""Scripts and the fuzzing harness, which are tested here, lie outside of the package."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import secrets
 import stat
 import subprocess
@@ -17,10 +18,14 @@ import pytest
 
 from support.keys import get, put, wait_until
 from support.server import free_port
+from wincey.agent.doctor.bundle import write_bundle
+from wincey.agent.envfile import EnvFile, write_env_file
+from wincey.agent.statefile import State
+from wincey.docker.state import Contents, StateFile
 from wincey.lab.lab import Lab
-from wincey.lab.namespace import call_in
 from wincey.lab.node import own_flanneld
 from wincey.lab.plan import PREFIX, LabSpec, network_config
+from wincey.model.errors import WinceyError
 from wincey.model.socketpath import SOCKET_VARIABLE
 
 pytestmark = pytest.mark.root
@@ -60,7 +65,7 @@ class World:
         """Put a config, and wait until every host's lease is of its kind."""
         put(self.lab, f"{PREFIX}/config", text, None)
         wanted = None if kind == "udp" else kind  # whose leases say nothing of it
-        wait_until(lambda: [json.loads(each).get("BackendType") for each in self.leases()] == [wanted] * 2, 60)
+        wait_until(lambda: [json.loads(each).get("BackendType") for each in self.leases()] == [wanted] * 2, 150)
 
     def leases(self):
         snapshot = self.lab.store.run(lambda registry: registry.snapshot())
@@ -124,7 +129,7 @@ def live(world):
     ):
         before = len(world.logs[0].read_text())
         put(world.lab, f"{PREFIX}/config", text % world.secret(f"config-{name}"), None)
-        wait_until(lambda before=before: "\nE" in world.logs[0].read_text()[before - 1 :], 60)
+        wait_until(lambda before=before: "\nE" in world.logs[0].read_text()[before - 1 :], 150)
     world.gathered.append(gather(world, whole=True))
     for path in (h1.directory / "wgkey", h2.directory / "wgkey"):
         world.secret(f"{path.parent.name} private key", path.read_text().strip())
@@ -135,7 +140,6 @@ def gather(world, *, whole):
     h1, h2 = world.lab.hosts
     found = {}
     for host in (h1, h2):
-        env = {**os.environ, **host.environment}
         for path in ("status", "peers", "diff", "containers"):
             argv = ["curl", "-s", "--unix-socket", host.environment[SOCKET_VARIABLE], f"http://localhost/v1/{path}"]
             found[f"{host.name} {path}"] = host.exec(argv).stdout
@@ -165,7 +169,7 @@ def unpacked(archive):
 
 def command_lines(host):
     """Of every process in the host's namespace: its command line, but that of a daemon that was given a secret in a flag."""
-    inode = call_in(host.netns, lambda: os.stat("/proc/self/ns/net").st_ino)
+    inode = os.stat(f"/run/netns/{host.netns}").st_ino
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -272,3 +276,28 @@ def test_the_store_has_no_secret_of_a_host(world):
         if not entry.key.endswith("/config"):
             assert not any(value.encode() in entry.value for value in world.secrets.values()), entry.key
     assert get(world.lab, f"{PREFIX}/config")
+
+
+def test_a_link_in_the_way_is_replaced_or_refused_and_never_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr("wincey.agent.doctor.bundle._COMMANDS", {})
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "wincey" / "subnet").mkdir(parents=True)
+    places = [tmp_path / "subnet.env", tmp_path / "wincey" / "subnet" / "state.json", tmp_path / "docker.json.new"]
+    for place in (*places, tmp_path / "docker.json", tmp_path / "bundle.tar.gz"):
+        place.symlink_to(victim)
+    write_env_file(str(places[0]), EnvFile(mtu=1450))
+    state = State(str(places[0]), random.Random(1))
+    state.devices.add("flannel.1")
+    state.save()
+    docker = StateFile.__new__(StateFile)
+    docker._path, docker.contents = str(tmp_path / "docker.json"), Contents()
+    with pytest.raises(WinceyError, match="can't be written"):
+        docker.save()
+    docker.save()  # the link is gone by now
+    with pytest.raises(FileExistsError):
+        write_bundle(str(tmp_path / "bundle.tar.gz"), {})
+    assert victim.read_text() == "precious"
+    assert not places[0].is_symlink()
+    assert not places[1].is_symlink()
+    assert stat.S_IMODE((tmp_path / "docker.json").stat().st_mode) == 0o600

@@ -176,16 +176,19 @@ class Network:
         patience = COME_BACK_AFTER_LOSS if lost else COMES_BACK
         attrs = prepared.backend.attrs()
         early = self._keeps_its_lease(prepared.config, snapshot)
+        # Without a lease nothing but the first attempt at one needs it: it must not stand in memory beside the next one.
+        recent, known = [snapshot], snapshot if self._lease else None
+        del snapshot
         try:
             await self._stake(prepared)
-            if early:
+            if early and known:
                 # Peers send in the new way as soon as it is published: by then it has to work.
-                await self._become(prepared, snapshot, patience)
-            acquired = await self._acquire(prepared, attrs, snapshot)
+                await self._become(prepared, known, patience)
+            acquired = await self._acquire(prepared, attrs, recent)
         except (DuplicateHost, OutOfSubnets) as error:
-            if self._lease is None:
+            if known is None:
                 raise
-            return self._stay(error, snapshot)
+            return self._stay(error, known)
         moved = self._lease is None or acquired.lease.key != self._lease.key
         if moved:
             rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
@@ -213,13 +216,13 @@ class Network:
         found = snapshot.leases.get(self.registry.lease_key(self._lease.key))
         return found is not None and found.attrs == self._lease.attrs
 
-    async def _acquire(self, prepared: Prepared, attrs: LeaseAttrs, snapshot: Snapshot) -> Acquired:
+    async def _acquire(self, prepared: Prepared, attrs: LeaseAttrs, recent: list[Snapshot]) -> Acquired:
+        """recent: for the first attempt: the later ones begin with what the earlier ones may have done."""
         held = self._lease
         previous = [
             *(held.key.subnets if held else ()),
             *(subnet.masked() for subnet in self._env.previous.subnets),
         ]
-        recent = [snapshot]  # for the first attempt: the later ones begin with what the earlier ones may have done
         return await self._patiently(
             lambda: acquire(
                 self.registry,

@@ -58,6 +58,9 @@ class Peers:
         self._stays(key)
         self.bad.pop(key, None)
         try:
+            # Who may write leases is trusted with the cluster network, not with the rest of this host's traffic.
+            if not self._territory.holds(lease.key):
+                raise BadLease(f"lease {lease.key} is passed over: it lies outside of the network")
             objects = self.planner.peer(lease)
         except BadLease as error:
             self._once.warn(key, str(error))

@@ -13,6 +13,7 @@ import msgspec
 from wincey.agent.reconciler import Reconciler
 from wincey.agent.statefile import State
 from wincey.model.address import Subnet
+from wincey.model.lease import LeaseKey
 from wincey.model.state import Link, Object, Route, Scope
 
 
@@ -37,6 +38,15 @@ class Territory:
             self._state.networks |= new
         if devices or new or not self._reconciler.scope.networks:
             self._apply()
+
+    def holds(self, key: LeaseKey) -> bool:
+        """Whether a lease is of a network that this host is in, or was in a moment ago. Of a family that this host has no
+        network of it may have what it likes: nothing is made of that."""
+        return all(
+            any(network.contains(subnet) for network in known)
+            for subnet in key.subnets
+            if (known := [network for network in self._state.networks if network.bits == subnet.bits])
+        )
 
     def settle(self, networks: Iterable[Subnet]) -> None:
         """Give up all but these networks and the devices that are desired."""

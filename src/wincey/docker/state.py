@@ -104,7 +104,8 @@ class StateFile:
         draft = f"{self._path}.new"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
-            with open(draft, "wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(draft, flags, 0o600), "wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(self.contents)) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())

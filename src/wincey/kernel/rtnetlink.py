@@ -136,7 +136,8 @@ class RtnetlinkDriver:
         return self._monitor
 
     def _handled(self, desired: Mapping[Key, Object]) -> dict[Key, Object]:
-        return {key: item for key, item in desired.items() if isinstance(item, self.handles)}
+        kinds = {kind for kind in set(map(type, desired.values())) if issubclass(kind, self.handles)}
+        return {key: item for key, item in desired.items() if type(item) in kinds}
 
     def _read_addresses(self, devices: Mapping[int, str], found: _Findings) -> None:
         networks = self._expectation.networks

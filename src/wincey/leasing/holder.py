@@ -77,6 +77,7 @@ async def acquire(
             snapshot = None
             continue
         if decision.take:
+            snapshot = None  # two of 10,000 leases at once are many megabytes
             snapshot = await registry.snapshot()  # who else created what at the same time
         if older := losers(lease, snapshot.leases.values(), identity):
             log.warning("subnet %s overlaps the older lease %s; taking another", lease.key, older[0].key)

@@ -40,6 +40,8 @@ _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
 class _Cursor(msgspec.Struct):
     """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, and hang on `lease`.
 
+    gone: it last saw `key` deleted, at `key_revision`: the key must have been there just before, and not at `revision`.
+
     Hosts that find a store restored from a snapshot put their keys again, often in the same order: only the lease, which has
     a random id, tells the key from the one that had its revision before.
     """
@@ -48,6 +50,7 @@ class _Cursor(msgspec.Struct):
     key: bytes = b""
     key_revision: int = 0
     lease: str = "0"
+    gone: bool = False
 
 
 class Etcd3Store:
@@ -274,17 +277,24 @@ class Etcd3Store:
 
     async def _check_past(self, client: HttpClient, prefix: str, cursor: _Cursor) -> None:
         """Raise HistoryLost unless the store at the cursor's revision is what the watch saw there."""
-        body = {"key": cursor.key or prefix.encode(), "revision": cursor.revision, "keys_only": True}
         try:
             async with asyncio.timeout(_PROBE_DEADLINE):
-                found = await self._gateway.call(client, "kv/range", body, RANGE)
+                found = await self._at(client, cursor.key or prefix.encode(), cursor.revision)
+                before = await self._at(client, cursor.key, cursor.key_revision - 1) if cursor.gone else []
         except GatewayError as error:
             if error.code == _OUT_OF_RANGE:  # compacted, or a revision that the store does not have yet
                 raise HistoryLost(f"cannot resume at revision {cursor.revision}: {error}") from error
             raise
-        was = (cursor.key_revision, cursor.lease)
-        if cursor.key and [(known.mod_revision, known.lease) for known in found.kvs] != [was]:
+        known = [(entry.mod_revision, entry.lease) for entry in found] == [(cursor.key_revision, cursor.lease)]
+        if cursor.gone:
+            known = bool(before) and not found
+        if cursor.key and not known:
             raise HistoryLost(f"{client.url}: the store at revision {cursor.revision} is not the one we knew")
+
+    async def _at(self, client: HttpClient, key: bytes, revision: int) -> Sequence[KeyValue]:
+        """The key as it was at a revision."""
+        body = {"key": key, "revision": revision, "keys_only": True}
+        return (await self._gateway.call(client, "kv/range", body, RANGE)).kvs
 
     def _changes(self, line: bytes, cursor: _Cursor, client: HttpClient) -> list[Change]:
         """Read one line of a watch and advance the cursor."""
@@ -300,14 +310,15 @@ class Etcd3Store:
         if not result.events and not result.created:  # a progress notification: nothing of ours up to this revision
             cursor.revision = max(cursor.revision, result.header.revision)
         changes = []
+        if result.events and result.events[0].kv.mod_revision <= cursor.revision:
+            # Never, by etcd's promise: whether it came twice or too late can't be told, so all is read anew.
+            raise HistoryLost(f"{client.url}: changes did not come in their order after revision {cursor.revision}")
         for event in result.events:
-            cursor.revision = event.kv.mod_revision
-            if event.type == "DELETE":
-                if event.kv.key == cursor.key:
-                    cursor.key = b""
+            cursor.revision = cursor.key_revision = event.kv.mod_revision
+            cursor.key, cursor.lease, cursor.gone = event.kv.key, event.kv.lease, event.type == "DELETE"
+            if cursor.gone:
                 changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
-                cursor.key, cursor.key_revision, cursor.lease = event.kv.key, event.kv.mod_revision, event.kv.lease
                 entry = event.kv.entry()
                 changes.append(Change(entry.key, entry))
         return changes

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wincey.lab.chaos.scenario import NotHere
 from wincey.lab.errors import LabError, NotReady
 from wincey.lab.namespace import call_in, enter_argv
 from wincey.lab.node import Host
@@ -216,7 +217,9 @@ class Cluster(LabStore):
 
 
 def etcdctl(words: Sequence[str], *, netns: str | None = None) -> None:
-    """Run etcdctl; raises LabError with what it says."""
+    """Run etcdctl; raises LabError with what it says, NotHere without it."""
+    if not shutil.which("etcdctl"):
+        raise NotHere("there is no etcdctl on this machine: on Debian it is in etcd-client")
     argv = enter_argv(netns, ["etcdctl", *words]) if netns else ["etcdctl", *words]
     environment = clean_environment(os.environ) | {"ETCDCTL_API": "3"}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, env=environment)

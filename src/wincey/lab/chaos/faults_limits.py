@@ -6,8 +6,9 @@ import os
 import resource
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from wincey.lab.chaos.scenario import NotHere, Scenario
@@ -15,11 +16,14 @@ from wincey.lab.chaos.world import World
 from wincey.lab.errors import LabError
 from wincey.lab.namespace import call_in, ip_batch
 from wincey.lab.process import Process, wait_for
+from wincey.model.lease import LeaseAttrs, LeaseKey
+from wincey.store.registry import Registry
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LITTLE = 8 << 20  # bytes: a third of what a daemon needs
 _ROUTES = 40_000
 _TABLE = 7777
+_PEERS = 120
 
 
 def _daemon(world: World) -> Process:
@@ -30,16 +34,32 @@ def _daemon(world: World) -> Process:
 
 @contextmanager
 def _no_more_memory(world: World) -> Iterator[None]:
-    """No page more than it has; each allocation that needs one fails."""
+    """No page more than it has, and each allocation that needs one fails; and the leases of many new hosts come."""
     pid = _daemon(world).pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), before[1]))
+    keys = [LeaseKey.parse(f"10.5.0.{2 * number}-31") for number in range(_PEERS)]  # where no host gets its subnet
     try:
+        world.store.run(partial(_crowd, keys=keys))
         yield
     finally:
         with suppress(ProcessLookupError):  # it may have ended
             resource.prlimit(pid, resource.RLIMIT_AS, before)
+        world.store.run(partial(_disperse, keys=keys))
+
+
+async def _crowd(registry: Registry, keys: Sequence[LeaseKey]) -> None:
+    """Leases of hosts that are not there."""
+    for number, key in enumerate(keys):
+        mac = f"02:00:00:00:02:{number:02x}"
+        text = f'{{"PublicIP":"10.99.0.199","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}'
+        await registry.create(key, LeaseAttrs.decode(text.encode()), permanent=True)
+
+
+async def _disperse(registry: Registry, keys: Sequence[LeaseKey]) -> None:
+    for key in keys:
+        await registry.store.delete(registry.lease_key(key))
 
 
 @contextmanager
@@ -140,10 +160,9 @@ def _links(pid: int) -> Iterator[str]:
 SCENARIOS = [
     Scenario(
         name="memory-exhausted",
-        does="the daemon of h1 gets no page of memory more (RLIMIT_AS) while it follows a new lease",
+        does=f"the daemon of h1 gets no page of memory more (RLIMIT_AS), and {_PEERS} hosts join and leave",
         expects="nothing is lost; the daemon goes on, or ends and is started again",
         fault=_no_more_memory,
-        follows=True,
         restarts=("h1",),
     ),
     Scenario(

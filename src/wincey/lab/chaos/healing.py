@@ -11,13 +11,15 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from wincey.http.client import HttpClient, HttpError
 from wincey.lab.chaos.world import World
+from wincey.lab.namespace import call_in
 from wincey.lab.node import Host
 from wincey.model.errors import StoreError
 from wincey.model.lease import LeaseAttrs, LeaseKey
@@ -54,7 +56,8 @@ class Healing:
     def _until(self, end: float, *, thorough: bool) -> str:
         while True:
             self._tend()
-            why = asyncio.run(self._wrong(self.world.machines, thorough=thorough))
+            # In a thread of its own, as an interruption of the main one would end the event loop in the middle of a task.
+            why = call_in(self.world.store.netns, partial(self._look, thorough=thorough))
             if not why or time.monotonic() > end:
                 return why
             time.sleep(_PAUSE)
@@ -82,14 +85,18 @@ class Healing:
         attrs = LeaseAttrs.decode(_like(model.encode(etcd_v2=False), number))
         await registry.create(key, attrs)
 
-    async def _wrong(self, hosts: Sequence[Host], *, thorough: bool) -> str:
+    def _look(self, *, thorough: bool) -> str:
         """What is not as wanted, of the first host where something is not; "" if all is."""
-        found = await asyncio.gather(*(self._wrong_of(host, thorough=thorough) for host in hosts))
-        return next((why for why in found if why), "")
+
+        async def ask() -> list[str]:
+            return await asyncio.gather(*(self._wrong_of(host, thorough=thorough) for host in self.world.machines))
+
+        return next((why for why in asyncio.run(ask()) if why), "")
 
     async def _wrong_of(self, host: Host, *, thorough: bool) -> str:
         if not host.running:
-            return f"the daemon of {host.name} does not run"
+            said = "".join(host.log(1)) or "nothing"
+            return f"the daemon of {host.name} does not run; it said at last: {said}"
         client = HttpClient(f"unix://{of_subnet_file(str(host.subnet_file))}")
         try:
             why = await self._asked(client, thorough=thorough)

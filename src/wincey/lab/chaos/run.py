@@ -36,8 +36,8 @@ def run_scenario(scenario: Scenario, *, backend: str, root: Path = ROOT, report:
     begin = time.monotonic()
     world = World(world_spec(fresh_name(root), backend), root=root, report=report, late=scenario.late)
     try:
+        world.up()
         try:
-            world.up()
             scenario.prepare(world)
             report(f"{scenario.name}: {scenario.does}")
             result = _Run(scenario, world).go()
