@@ -128,6 +128,7 @@ SEC("tc") int udp_tun_out(struct __sk_buff *skb)
 	if (route->flags & PROCESS) {
 		if (push_ethernet(skb))
 			return DROP;
+		skb->mark = 0;	/* the fast path (fastpath.c) must not learn from it: its packets are not finished */
 		add(&counters, OUT_CUT, packets(skb));
 		return bpf_redirect(cfg->cut, 0);
 	}
