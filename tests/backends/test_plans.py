@@ -209,7 +209,7 @@ def test_host_gw():
 def test_udp():
     backend = make(config("udp", ', "Port": 9000'), facts())
     assert backend.local(OWN) == [
-        Tunnel("flannel0", 1472, ip("10.99.0.1"), 9000),
+        Tunnel("flannel0", 1472, ip("10.99.0.1"), 9000, "offload", "network", net("10.3.0.0/16")),
         Link("flannel0", "tun", 1472),
         InterfaceAddress("flannel0", net("10.3.1.0/32")),
         Route(net("10.3.0.0/16"), "flannel0"),

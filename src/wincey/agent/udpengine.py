@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 WHY = "why"
 """In HostFacts.found: why it is no better engine, and what else is to be known of it."""
+
+TWICE = 60.0
+"""Seconds within which an engine has to be refused a second time: what was changed under our hands once is no reason."""
 
 AGAIN = 300.0
 """Seconds after which an engine is tried again that was refused while we ran."""
@@ -45,6 +49,7 @@ class UdpEngines:
         self._wishes = wishes
         self._refused: dict[str, str] = {}
         self._told = ""
+        self._failed_at = -TWICE
         self._chosen: Mapping[str, str] = {}
         self._keeper: Callable[[], Mapping[str, object]] = dict
         self._programs: Callable[[], Mapping[str, int]] = dict
@@ -86,7 +91,10 @@ class UdpEngines:
 
     def failed(self, failure: Failure) -> None:
         """Something of a part could not be put in place."""
-        if isinstance(failure.object, BpfTunnel) and self._wishes.engine == "auto" and "bpf" not in self._refused:
+        if not isinstance(failure.object, BpfTunnel) or self._wishes.engine != "auto" or "bpf" in self._refused:
+            return
+        before, self._failed_at = self._failed_at, time.monotonic()
+        if self._failed_at - before < TWICE:
             self._refused["bpf"] = failure.reason
             log.warning("%s: %s; another engine takes its place", failure.object, failure.reason)
             asyncio.get_running_loop().call_later(AGAIN, self._forgive, "bpf")

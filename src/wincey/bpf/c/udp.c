@@ -78,7 +78,7 @@ INLINE int wrap(struct __sk_buff *skb, struct config *cfg, struct route *route, 
 {
 	struct iphdr *in = START(skb) + at;
 	struct outer *outer;
-	__u32 length, host = route->host;
+	__u32 length, host = route->host, count = packets(skb);	/* which adjusting room forgets */
 
 	if ((void *)(in + 1) > END(skb))
 		return otherwise;
@@ -104,7 +104,7 @@ INLINE int wrap(struct __sk_buff *skb, struct config *cfg, struct route *route, 
 	outer->udp.len = bpf_htons(length - sizeof(struct iphdr));
 	if (!at && push_ethernet(skb))
 		return DROP;
-	add(&counters, OUT_PACKETS, packets(skb));
+	add(&counters, OUT_PACKETS, count);
 	add(&counters, OUT_BYTES, skb->len - sizeof(struct ethhdr) - HEADERS);
 	return bpf_redirect_neigh(cfg->underlay, 0, 0, 0);	/* gateway and MAC from the kernel's own tables */
 }
@@ -159,7 +159,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	struct inbound *frame = START(skb) + sizeof(struct ethhdr);
 	struct route *route;
 	struct ethhdr *eth;
-	__u32 sender, source;
+	__u32 sender, source, count = packets(skb);
 	__u16 length;
 
 	/* A tag that the hardware took off means another network, which has a device of its own above this one. */
@@ -209,7 +209,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	if ((void *)(eth + 1) > END(skb))
 		return DROP;
 	__builtin_memcpy(eth->h_dest, cfg->merge_mac, 6);
-	add(&counters, IN_PACKETS, packets(skb));
+	add(&counters, IN_PACKETS, count);
 	add(&counters, IN_BYTES, skb->len - sizeof(*eth));
 	return bpf_redirect(cfg->merge, 0);
 }
