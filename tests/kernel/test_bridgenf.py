@@ -65,7 +65,7 @@ async def test_it_is_off_where_no_rules_but_ours_are_there_and_on_again_at_the_e
     await kept.driver.close()
     assert on()
     assert on(socket.AF_INET6)
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_rules_of_others_turn_it_on_at_once_and_keep_it_on(kept: Reconcile
     kept.want(RuleSet(V4.network, Subnet.parse("10.3.7.0/24"), masquerade=True, forward=True))
     await kept.once()
     assert on()
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize("rules", ["add table ip firewall", "add table inet firewall"])
@@ -130,6 +130,14 @@ async def test_who_had_it_off_before_keeps_it_off(kept: Reconciled) -> None:
     assert not on()
 
 
+async def test_the_word_for_the_next_one_is_kept(kept: Reconciled) -> None:
+    kept.want(V4)
+    await kept.once()
+    run("nft", "flush", "ruleset")
+    await kept.repaired(lambda: MARKER in run("nft", "list", "ruleset"))
+    assert not on()
+
+
 async def test_several_networks_on_a_host_leave_it_on(kept: Reconciled) -> None:
     apart = Isolation((Subnet.parse("10.4.0.0/16"),))
     kept.want(RuleSet(V4.network, V4.subnet, masquerade=True, forward=True, isolation=apart))
@@ -139,7 +147,7 @@ async def test_several_networks_on_a_host_leave_it_on(kept: Reconciled) -> None:
 
 @pytest.mark.parametrize("end", ["rules", "cleanup"])
 async def test_what_a_killed_daemon_turned_off_is_turned_on_by_the_next_one(host: Hosts, end: str) -> None:
-    run("nft", f"add table ip {MARKER}")  # all that there is of it
+    run("nft", f"add table ip flannel-ipv4; add chain ip flannel-ipv4 {MARKER}")  # all that there is of it
     setting().write_text("0\n")
     if end == "cleanup":
         await clear_everything("", [])
@@ -149,11 +157,11 @@ async def test_what_a_killed_daemon_turned_off_is_turned_on_by_the_next_one(host
             kept.want(V4)
             await kept.once()
     assert on()
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 async def test_a_daemon_after_a_killed_one_takes_over(host: Hosts) -> None:
-    run("nft", f"add table ip {MARKER}")
+    run("nft", f"add table ip flannel-ipv4; add chain ip flannel-ipv4 {MARKER}")
     setting().write_text("0\n")
     async with reconciled(NftablesDriver()) as kept:
         kept.want(V4)
