@@ -33,10 +33,11 @@ docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: ## Measure the control plane: start to ready, lease to route, memory; and the CNI plugin's cost (root)
+bench: ## Measure the control plane, the CNI plugin's cost and, briefly, the data path (root)
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 	@$(BIN)/python benchmarks/cni.py
+	@$(BIN)/wincey bench data --quick
 
 bake: ## Compile the programs of src/wincey/bpf/c anew, after a change (clang)
 	@scripts/setup.sh test
