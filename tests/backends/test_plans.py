@@ -14,6 +14,7 @@ from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import (
     FdbEntry,
     InterfaceAddress,
+    Ipip,
     Isolation,
     Link,
     Neighbor,
@@ -24,7 +25,7 @@ from wincey.model.state import (
     TunnelPeer,
     Vxlan,
 )
-from wincey.model.udp import BpfRoute, BpfTunnel
+from wincey.model.udp import BpfRoute, BpfTunnel, FouPort
 
 MAC, MAC6 = parse_mac("ce:8b:74:a6:9d:80"), parse_mac("ce:8b:74:a6:9d:81")
 PEER_MAC = "0e:00:00:00:00:02"
@@ -257,10 +258,8 @@ def test_udp_by_fou():
         Link("flannel0", "ipip", 1472, ipip=Ipip(ip("10.99.0.1"), 9000), tx_checksum=False),
         InterfaceAddress("flannel0", net("10.3.1.0/32")),
     ]
-    assert backend.peer(OWN, peer("")) == [
-        Route(net("10.3.2.0/24"), "flannel0", gateway=ip("10.99.0.2"), onlink=True)
-    ]
-    assert backend.attrs().backend_data is None
+    assert backend.peer(OWN, peer("")) == [Route(net("10.3.2.0/24"), "flannel0", gateway=ip("10.99.0.2"), onlink=True)]
+    assert backend.attrs().backend_data == b""
 
 
 def test_unknown_backend():

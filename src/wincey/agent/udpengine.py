@@ -62,6 +62,8 @@ class UdpEngines:
             if wanted not in ("auto", engine):
                 continue
             refused = self._refused.get(engine)
+            if engine == "fou" and self._wishes.check != "off":
+                refused = "it checks no inner sources; --udp-source-check=off does without"
             reason, note = (refused, "") if refused else ask(facts)
             if not reason:
                 return self._found(engine, "; ".join([*reasons, *filter(None, [note])]))
@@ -127,10 +129,21 @@ def _bpf(facts: HostFacts) -> tuple[str, str]:
     return answer.reason or unfit(facts.underlay), "; ".join(answer.notes)
 
 
+def _fou(facts: HostFacts) -> tuple[str, str]:
+    from wincey.kernel.fou import missing  # noqa: PLC0415  # for this engine alone
+
+    return missing(), ""
+
+
 def _keeper(facts: HostFacts) -> tuple[str, str]:
     """The keeper finds out by itself what it can use."""
     return "", ""
 
 
-ENGINES: Mapping[str, Callable[[HostFacts], tuple[str, str]]] = {"bpf": _bpf, "offload": _keeper, "plain": _keeper}
+ENGINES: Mapping[str, Callable[[HostFacts], tuple[str, str]]] = {
+    "bpf": _bpf,
+    "fou": _fou,
+    "offload": _keeper,
+    "plain": _keeper,
+}
 """By name, the best first: why not, "" if it can; and what is to be known of it."""
