@@ -5,6 +5,7 @@
  *   out   host's routing -> egress of flannel0 [udp_tun_out] -> 28 bytes in front -> next hop's device
  *         for a peer whose other end is a process: -> a veth pair without offloads [udp_cut_in] -> the same
  *   in    underlay's ingress [udp_wire_in] -> 28 bytes off -> a veth pair that merges [udp_merge_in] -> "received on flannel0"
+ *         what is not TCP, and so has no segments to merge: -> "received on flannel0"
  *
  * Before and after, everything of the host's own stack runs: routing, TTL, ICMP errors, packet filter, NAT, conntrack. What a program
  * does not take goes the ordinary way, through the TUN device or the UDP socket to the keeper, the process that is there all the time:
@@ -161,6 +162,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	__u32 sender, source, count = packets(skb);
 	__u16 length;
+	__u8 protocol;
 
 	/* A tag that the hardware took off means another network, which has a device of its own above this one. */
 	if (!cfg || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -201,6 +203,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 			}
 		}
 	}
+	protocol = frame->in.protocol;
 	if (bpf_skb_adjust_room(skb, -(int)HEADERS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
 		add(&counters, IN_PASSED, 1);
 		return NEXT;
@@ -211,7 +214,8 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	__builtin_memcpy(eth->h_dest, cfg->merge_mac, 6);
 	add(&counters, IN_PACKETS, count);
 	add(&counters, IN_BYTES, skb->len - sizeof(*eth));
-	return bpf_redirect(cfg->merge, 0);
+	/* All packets of a flow go the same way, or they would overtake each other. */
+	return protocol == IPPROTO_TCP ? bpf_redirect(cfg->merge, 0) : bpf_redirect(cfg->tun, BPF_F_INGRESS);
 }
 
 /* Ingress of the merging pair's other end, after generic receive offload has put TCP segments of one flow together. */
