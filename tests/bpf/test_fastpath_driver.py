@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from support.netns import netns
@@ -218,3 +219,36 @@ def test_which_cables_are_containers(hosts):
     assert host.call(lambda: container_ports(PATH.subnet)) == ["c1"]
     host.ip("address add 10.5.1.1/32 dev ptp")
     assert host.call(lambda: container_ports(PATH.subnet)) == ["c1", "ptp"]
+
+
+def test_what_a_host_lacks_is_told(hosts, tmp_path, monkeypatch):
+    for what, answer, word in (
+        ("probe.missing_capabilities", "this process lacks the capability CAP_BPF", "CAP_BPF"),
+        ("find", None, "nft is not installed"),
+        ("_NEEDS", (99, 0), "too old: it needs 99.0"),
+    ):
+
+        async def story(driver, word=word):
+            await put(driver)
+            assert word in driver.told
+            assert await as_desired(driver)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                f"wincey.bpf.fastpathdriver.{what}", (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer
+            )
+            driving(hosts, tmp_path, story)
+
+
+def test_programs_that_the_kernel_refuses(hosts, tmp_path):
+    """As one does that lacks a helper: here, byte code that ends nowhere."""
+
+    async def story(driver):
+        broken = msgspec.structs.replace(driver._baked.programs["fast_in"], code=bytes(8), maps=[])
+        driver._baked.programs["fast_in"] = broken
+        await put(driver)
+        assert driver.told.startswith("none: BPF program fast_in: ")
+        assert not driver._directory.exists()
+        assert await as_desired(driver)
+
+    driving(hosts, tmp_path, story)

@@ -28,7 +28,7 @@ from wincey.kernel.driver import Desired
 from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfmonitor import GenerationCounter, NftMonitor
 from wincey.kernel.ports import PortWatch, container_ports, is_ethernet
-from wincey.kernel.program import ProgramFailed
+from wincey.kernel.program import ProgramFailed, find
 from wincey.model.address import Subnet
 from wincey.model.fastpath import FastPath
 from wincey.model.state import Changes, Failure, Key, Object, Scope, Sysctl
@@ -114,7 +114,7 @@ class FastPathDriver:
         return {name: counters.total(number) for number, name in enumerate(COUNTERS)} if counters else {}
 
     async def _put(self, path: FastPath) -> None:
-        if reason := path.lacking or await self._reason_against(path):
+        if reason := path.lacking or _reason_against(path) or self._open():
             if self._refused is None or self._refused != (path, reason):
                 log.warning("no fast path for containers, their packets take the ordinary path: %s", reason)
             if self._objects.exists:
@@ -122,7 +122,6 @@ class FastPathDriver:
             self.told, self._refused = f"none: {reason}", (path, reason)
             return
         self._refused = None
-        self._objects.open()
         limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
         wraps = path.form != "plain" and not limit
         self._objects.maps["conf"].put(bytes(4), fastpath.conf(path, wraps=wraps))
@@ -227,15 +226,13 @@ class FastPathDriver:
     async def _listed(self) -> str | None:
         return await nft.listing("table", "ip", self._table)
 
-    async def _reason_against(self, path: FastPath) -> str:
-        """Why this host can't have it, "" if it can."""
-        if not is_ethernet(path.underlay):
-            return f"{path.underlay} is no Ethernet device"
-        release = os.uname().release.split(".")
-        kernel = int(release[0]), int(release[1].split("-")[0])
-        if reason := probe.ask(self._baked, kernel, _NEEDS).reason:
-            return reason
-        return await nft.complaint()
+    def _open(self) -> str:
+        """Get maps and programs into the kernel; why that can't be, "" if it was done."""
+        try:
+            self._objects.open()
+        except BpfError as error:
+            return str(error)
+        return ""
 
     def _reason_against_wrapping(self) -> str:
         """Why the programs can't encapsulate here, "" if they can: tried on a packet that goes nowhere."""
@@ -276,3 +273,18 @@ class FastPathDriver:
     def _write_sysctl(value: str) -> None:
         if reason := sysctl.write(Sysctl(LIBERAL, value)):
             raise OSError(reason)
+
+
+def _reason_against(path: FastPath) -> str:
+    """Why this host can't have it, as far as can be told without trying; "" for nothing. Raises OSError."""
+    release = os.uname().release.split(".")
+    kernel = int(release[0]), int(release[1].split("-")[0])
+    if reason := syscall.unsupported():
+        return reason
+    if kernel < _NEEDS:
+        return f"Linux {kernel[0]}.{kernel[1]} is too old: it needs {_NEEDS[0]}.{_NEEDS[1]}"
+    if reason := probe.missing_capabilities(kernel):
+        return reason
+    if find("nft") is None:
+        return "nft is not installed"
+    return "" if is_ethernet(path.underlay) else f"{path.underlay} is no Ethernet device"
