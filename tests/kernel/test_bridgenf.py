@@ -169,3 +169,32 @@ async def test_a_daemon_after_a_killed_one_takes_over(host: Hosts) -> None:
         assert not on()
         run("nft", "add table ip firewall")
         await until(on)
+
+
+async def test_a_service_beside_its_client_answers_by_its_own_address(kept: Reconciled, host: Hosts) -> None:
+    """What bridge netfilter is for: the answer stays on the bridge, and has to be translated back there."""
+    run("ip", "link", "add", "cni0", "type", "bridge")
+    run("ip", "address", "add", "10.3.1.1/24", "dev", "cni0")
+    run("ip", "link", "set", "cni0", "up")
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    for number, name in ((2, "remote"), (3, "outside")):  # names that Hosts.udp knows
+        netns = host.name(name)
+        run("ip", "netns", "add", netns)
+        host.made.append(netns)
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", netns)
+        run("ip", "link", "set", name, "master", "cni0", "up")
+        run("ip", "-n", netns, "address", "add", f"10.3.1.{number}/24", "dev", "eth0")
+        run("ip", "-n", netns, "link", "set", "eth0", "up")
+        run("ip", "-n", netns, "route", "add", "default", "via", "10.3.1.1")
+    kept.want(V4)
+    await kept.once()
+    assert not on()
+    rule = "-t nat -A PREROUTING -d 10.96.0.1 -p udp --dport 4096 -j DNAT --to-destination 10.3.1.3:4096"
+    run("iptables-nft", *rule.split())
+    await until(on)
+    with host.udp("remote", socket.AF_INET) as asking, host.udp("outside", socket.AF_INET, port=4096) as answering:
+        asking.sendto(b"?", ("10.96.0.1", 4096))
+        _, seen = answering.recvfrom(16)
+        assert seen[0] == "10.3.1.2"
+        answering.sendto(b"!", seen)
+        assert asking.recvfrom(16)[1][0] == "10.96.0.1"
