@@ -49,10 +49,11 @@ docs: ## Build the site from docs/ into site/; every link must lead somewhere
 	@scripts/setup.sh check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: ## Measure the control plane from 100 to 10,000 leases, and the CNI plugin's cost (root); ARGS=--quick for the short form
+bench: ## Measure control plane (100 to 10,000 leases), the CNI plugin's cost and, briefly, the data path (root); ARGS=--quick
 	@scripts/setup.sh test
 	@$(BIN)/python benchmarks/control_plane.py $(ARGS)
 	@$(BIN)/python benchmarks/cni.py
+	@$(BIN)/wincey bench data --quick
 
 soak: ## Half an hour at 10,000 leases with churn: memory flat, kernel as the store (root); ARGS="--minutes 5" for less
 	@scripts/setup.sh test

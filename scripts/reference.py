@@ -7,6 +7,7 @@ errors, click's commands. scripts/man.py makes the manual pages from the same co
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def api() -> str:
 def error_classes() -> list[type[WinceyError]]:
     """All classes of errors that the package has, by module and then in the order of their source."""
     for module in pkgutil.walk_packages(wincey.__path__, "wincey."):
-        if not module.name.endswith("__main__"):
+        spec = importlib.util.find_spec(module.name)
+        if not module.name.endswith("__main__") and spec and str(spec.origin).endswith(".py"):  # not the compiled core
             importlib.import_module(module.name)
 
     def below(kind: type[WinceyError]) -> Iterator[type[WinceyError]]:

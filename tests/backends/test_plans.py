@@ -14,6 +14,7 @@ from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.state import (
     FdbEntry,
     InterfaceAddress,
+    Ipip,
     Isolation,
     Link,
     Neighbor,
@@ -24,6 +25,7 @@ from wincey.model.state import (
     TunnelPeer,
     Vxlan,
 )
+from wincey.model.udp import BpfRoute, BpfTunnel, FouPort
 
 MAC, MAC6 = parse_mac("ce:8b:74:a6:9d:80"), parse_mac("ce:8b:74:a6:9d:81")
 PEER_MAC = "0e:00:00:00:00:02"
@@ -209,7 +211,7 @@ def test_host_gw():
 def test_udp():
     backend = make(config("udp", ', "Port": 9000'), facts())
     assert backend.local(OWN) == [
-        Tunnel("flannel0", 1472, ip("10.99.0.1"), 9000),
+        Tunnel("flannel0", 1472, ip("10.99.0.1"), 9000, "offload", "network", net("10.3.0.0/16")),
         Link("flannel0", "tun", 1472),
         InterfaceAddress("flannel0", net("10.3.1.0/32")),
         Route(net("10.3.0.0/16"), "flannel0"),
@@ -217,10 +219,47 @@ def test_udp():
     assert backend.peer(OWN, peer("")) == [TunnelPeer("flannel0", net("10.3.2.0/24"), ip("10.99.0.2"))]
     with pytest.raises(BadConfig, match="IPv4 only"):
         make(config("udp", network=DUAL), facts())
+    assert backend.attrs().backend_data == b""  # as flannel's
     other = make(config("udp"), facts(tun="flannel3"))
     assert {item.device for item in [*other.local(OWN), *other.peer(OWN, peer(""))] if not isinstance(item, Link)} == {
         "flannel3"
     }
+
+
+def test_udp_by_programs_in_the_kernel():
+    backend = make(config("udp"), facts(found={"engine": "bpf", "check": "strict"}))
+    network = net("10.3.0.0/16")
+    tunnel, *_, programs = backend.local(OWN)
+    assert tunnel == Tunnel("flannel0", 1472, ip("10.99.0.1"), 8285, "offload", "strict", network, lasts=True)
+    assert programs == BpfTunnel("flannel0", 1472, "eth0", ip("10.99.0.1"), 8285, network, "strict")
+    assert backend.attrs().backend_data == b'{"Engine":"bpf"}'
+    subnet, host = net("10.3.2.0/24"), ip("10.99.0.2")
+    for data, whole in (
+        (b'{"Engine":"bpf"}', True),
+        (b'{"Engine":"bpf","More":1}', True),
+        (b'{"Engine":"something"}', False),
+        (b"", False),  # flannel's
+        (b"null", False),
+        (b'{"Engine":7}', False),
+        (b"[1", False),
+    ):
+        assert backend.peer(OWN, peer("", data=data)) == [
+            TunnelPeer("flannel0", subnet, host),
+            BpfRoute("flannel0", subnet, host, whole),
+        ]
+
+
+def test_udp_by_fou():
+    """What leaves is finished here, as the other end may be a process; nothing is said in the lease."""
+    host = facts(found={"engine": "fou"})
+    backend = make(config("udp", ', "Port": 9000'), host)
+    assert backend.local(OWN) == [
+        FouPort(9000),
+        Link("flannel0", "ipip", 1472, ipip=Ipip(ip("10.99.0.1"), 9000), tx_checksum=False),
+        InterfaceAddress("flannel0", net("10.3.1.0/32")),
+    ]
+    assert backend.peer(OWN, peer("")) == [Route(net("10.3.2.0/24"), "flannel0", gateway=ip("10.99.0.2"), onlink=True)]
+    assert backend.attrs().backend_data == b""
 
 
 def test_unknown_backend():

@@ -84,7 +84,7 @@ def test_nothing_is_lost_by_upgrades_restarts_and_crashes(make_lab, datagrams):
             for host in lab.hosts:
                 host.start_daemon(wait=False)
             for host in lab.hosts:
-                host.wait_ready()
+                host.wait_ready(60)
         sent, lost = ping.end()
     assert sent > 1000
     assert lost == 0, f"{lost} of {sent}"

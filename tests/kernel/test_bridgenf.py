@@ -65,7 +65,7 @@ async def test_it_is_off_where_no_rules_but_ours_are_there_and_on_again_at_the_e
     await kept.driver.close()
     assert on()
     assert on(socket.AF_INET6)
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_rules_of_others_turn_it_on_at_once_and_keep_it_on(kept: Reconcile
     kept.want(RuleSet(V4.network, Subnet.parse("10.3.7.0/24"), masquerade=True, forward=True))
     await kept.once()
     assert on()
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize("rules", ["add table ip firewall", "add table inet firewall"])
@@ -130,6 +130,14 @@ async def test_who_had_it_off_before_keeps_it_off(kept: Reconciled) -> None:
     assert not on()
 
 
+async def test_the_word_for_the_next_one_is_kept(kept: Reconciled) -> None:
+    kept.want(V4)
+    await kept.once()
+    run("nft", "flush", "ruleset")
+    await kept.repaired(lambda: MARKER in run("nft", "list", "ruleset"))
+    assert not on()
+
+
 async def test_several_networks_on_a_host_leave_it_on(kept: Reconciled) -> None:
     apart = Isolation((Subnet.parse("10.4.0.0/16"),))
     kept.want(RuleSet(V4.network, V4.subnet, masquerade=True, forward=True, isolation=apart))
@@ -139,7 +147,7 @@ async def test_several_networks_on_a_host_leave_it_on(kept: Reconciled) -> None:
 
 @pytest.mark.parametrize("end", ["rules", "cleanup"])
 async def test_what_a_killed_daemon_turned_off_is_turned_on_by_the_next_one(host: Hosts, end: str) -> None:
-    run("nft", f"add table ip {MARKER}")  # all that there is of it
+    run("nft", f"add table ip flannel-ipv4; add chain ip flannel-ipv4 {MARKER}")  # all that there is of it
     setting().write_text("0\n")
     if end == "cleanup":
         await clear_everything("", [])
@@ -149,11 +157,11 @@ async def test_what_a_killed_daemon_turned_off_is_turned_on_by_the_next_one(host
             kept.want(V4)
             await kept.once()
     assert on()
-    assert MARKER not in run("nft", "list", "tables")
+    assert MARKER not in run("nft", "list", "ruleset")
 
 
 async def test_a_daemon_after_a_killed_one_takes_over(host: Hosts) -> None:
-    run("nft", f"add table ip {MARKER}")
+    run("nft", f"add table ip flannel-ipv4; add chain ip flannel-ipv4 {MARKER}")
     setting().write_text("0\n")
     async with reconciled(NftablesDriver()) as kept:
         kept.want(V4)
@@ -161,3 +169,32 @@ async def test_a_daemon_after_a_killed_one_takes_over(host: Hosts) -> None:
         assert not on()
         run("nft", "add table ip firewall")
         await until(on)
+
+
+async def test_a_service_beside_its_client_answers_by_its_own_address(kept: Reconciled, host: Hosts) -> None:
+    """What bridge netfilter is for: the answer stays on the bridge, and has to be translated back there."""
+    run("ip", "link", "add", "cni0", "type", "bridge")
+    run("ip", "address", "add", "10.3.1.1/24", "dev", "cni0")
+    run("ip", "link", "set", "cni0", "up")
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    for number, name in ((2, "remote"), (3, "outside")):  # names that Hosts.udp knows
+        netns = host.name(name)
+        run("ip", "netns", "add", netns)
+        host.made.append(netns)
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", netns)
+        run("ip", "link", "set", name, "master", "cni0", "up")
+        run("ip", "-n", netns, "address", "add", f"10.3.1.{number}/24", "dev", "eth0")
+        run("ip", "-n", netns, "link", "set", "eth0", "up")
+        run("ip", "-n", netns, "route", "add", "default", "via", "10.3.1.1")
+    kept.want(V4)
+    await kept.once()
+    assert not on()
+    rule = "-t nat -A PREROUTING -d 10.96.0.1 -p udp --dport 4096 -j DNAT --to-destination 10.3.1.3:4096"
+    run("iptables-nft", *rule.split())
+    await until(on)
+    with host.udp("remote", socket.AF_INET) as asking, host.udp("outside", socket.AF_INET, port=4096) as answering:
+        asking.sendto(b"?", ("10.96.0.1", 4096))
+        _, seen = answering.recvfrom(16)
+        assert seen[0] == "10.3.1.2"
+        answering.sendto(b"!", seen)
+        assert asking.recvfrom(16)[1][0] == "10.96.0.1"

@@ -123,6 +123,87 @@ async def test_iptables_gets_packets_through_a_closed_forward_chain(
         assert hosts.passes("container", "remote", socket.AF_INET)
 
 
+# ---- beside the rules of others, which come after ours
+
+
+SERVICE: dict[int, str] = {socket.AF_INET: "10.96.0.1", socket.AF_INET6: "fd96::1"}
+PORT = 4096
+
+
+def filtered(family: int, *rule: str) -> None:
+    run("iptables-nft" if family == socket.AF_INET else "ip6tables-nft", *rule)
+
+
+def forwarded_to(family: int, destination: str, to: str) -> None:
+    """A rule as kube-proxy and Docker have them: what is sent to a port somewhere goes to a container instead."""
+    target = f"{to}:{PORT}" if family == socket.AF_INET else f"[{to}]:{PORT}"
+    match = ["-d", destination, "-p", "udp", "--dport", str(PORT)]
+    filtered(family, "-t", "nat", "-A", "PREROUTING", *match, "-j", "DNAT", "--to-destination", target)
+
+
+def call(hosts: Hosts, client: str, server: str, family: int, to: str) -> tuple[str, str]:
+    """Ask at a port that leads to a container: whom the container sees, and who answers."""
+    with hosts.udp(client, family) as asking, hosts.udp(server, family, port=PORT) as answering:
+        asking.sendto(b"?", (to, PORT))
+        _, seen = answering.recvfrom(16)
+        answering.sendto(b"!", seen)
+        return seen[0], asking.recvfrom(16)[1][0]
+
+
+@pytest.mark.parametrize(("client", "server"), [("container", "remote"), ("remote", "container")])
+async def test_a_service_answers_by_its_own_address(
+    kept: Reconciled, hosts: Hosts, family: int, client: str, server: str
+) -> None:
+    """Its answer is a packet between two containers like any other, and must be translated back all the same."""
+    kept.want(rules(family))
+    await kept.once()
+    forwarded_to(family, SERVICE[family], ADDRESSES[family][server])
+    assert call(hosts, client, server, family, SERVICE[family]) == (ADDRESSES[family][client], SERVICE[family])
+    assert not kept.failures
+
+
+async def test_a_published_port_leads_to_a_container_here_which_sees_who_asks(
+    kept: Reconciled, hosts: Hosts, family: int
+) -> None:
+    at = ADDRESSES[family]
+    kept.want(rules(family))
+    await kept.once()
+    forwarded_to(family, at["host-outside"], at["container"])
+    assert call(hosts, "outside", "container", family, at["host-outside"]) == (at["outside"], at["host-outside"])
+
+
+async def test_a_node_port_leads_to_a_container_elsewhere_by_the_rules_of_who_marked_it(
+    kept: Reconciled, hosts: Hosts, family: int
+) -> None:
+    at = ADDRESSES[family]
+    kept.want(rules(family))
+    await kept.once()
+    match = ["-d", at["host-outside"], "-p", "udp", "--dport", str(PORT)]
+    filtered(family, "-t", "mangle", "-A", "PREROUTING", *match, "-j", "MARK", "--set-xmark", "0x4000/0x4000")
+    forwarded_to(family, at["host-outside"], at["remote"])
+    marked = ["-m", "mark", "--mark", "0x4000/0x4000"]
+    filtered(family, "-t", "nat", "-A", "POSTROUTING", *marked, "-j", "MASQUERADE")
+    assert call(hosts, "outside", "remote", family, at["host-outside"]) == (at["host-remote"], at["host-outside"])
+
+
+async def test_a_policy_that_knows_connections_still_does(kept: Reconciled, hosts: Hosts, family: int) -> None:
+    """A container may ask another one, and be answered; the other one may not ask."""
+    at = ADDRESSES[family]
+    kept.want(rules(family))
+    await kept.once()
+    word = "ip" if family == socket.AF_INET else "ip6"
+    there, here = at["remote"], at["container"]
+    run(
+        "nft",
+        "add table inet limits;"
+        "add chain inet limits forward { type filter hook forward priority 10; policy accept; };"
+        "add rule inet limits forward ct state established accept;"
+        f"add rule inet limits forward {word} saddr {there} {word} daddr {here} drop",
+    )
+    assert call(hosts, "container", "remote", family, there) == (here, there)
+    assert not hosts.passes("remote", "container", family)
+
+
 async def test_no_packet_meets_a_gap_while_rules_are_replaced(kept: Reconciled, hosts: Hosts) -> None:
     """New connections leave the container all the time; one that met no rules would keep its own address."""
     at = ADDRESSES[socket.AF_INET]

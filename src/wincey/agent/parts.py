@@ -40,7 +40,7 @@ from wincey.model.ipsec import IkeDaemon, IpsecPeer, XfrmPolicy
 from wincey.model.ovs import OvsBridge, OvsDatabase, OvsFlow, OvsTunnel
 from wincey.model.report import FastPathReport
 from wincey.model.state import Changes, Failure, Key, Object, Scope
-from wincey.model.udp import BpfRoute, BpfTunnel
+from wincey.model.udp import BpfRoute, BpfTunnel, FouPort
 from wincey.model.wireguard import WireguardDevice, WireguardPeer, WireguardSubnet
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,12 @@ def _fast_path_driver(directory: Path) -> Driver:
     return FastPathDriver(directory)
 
 
+def _fou_driver(directory: Path) -> Driver:
+    from wincey.kernel.fou import FouDriver  # noqa: PLC0415  # likewise
+
+    return FouDriver(directory)
+
+
 def _bpf_tunnel_driver(directory: Path) -> Driver:
     from wincey.bpf.udp import BpfTunnelDriver  # noqa: PLC0415  # only with that engine of the udp backend
 
@@ -168,6 +174,7 @@ def _bpf_tunnel_driver(directory: Path) -> Driver:
 
 PARTS: tuple[Part, ...] = (
     Part("udp-bpf", (BpfTunnel, BpfRoute), _bpf_tunnel_driver, late=True),
+    Part("udp-fou", (FouPort,), _fou_driver),
     Part("fast-path", (FastPath,), _fast_path_driver),
     Part("extension", (CommandNetwork, CommandPeer), _command_driver),
     Part("bgp", (BgpSpeaker, BgpPeer, BgpSession, BgpRoute), _bgp_driver),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 WHY = "why"
 """In HostFacts.found: why it is no better engine, and what else is to be known of it."""
+
+TWICE = 60.0
+"""Seconds within which an engine has to be refused a second time: what was changed under our hands once is no reason."""
 
 AGAIN = 300.0
 """Seconds after which an engine is tried again that was refused while we ran."""
@@ -45,6 +49,7 @@ class UdpEngines:
         self._wishes = wishes
         self._refused: dict[str, str] = {}
         self._told = ""
+        self._failed_at = -TWICE
         self._chosen: Mapping[str, str] = {}
         self._keeper: Callable[[], Mapping[str, object]] = dict
         self._programs: Callable[[], Mapping[str, int]] = dict
@@ -57,6 +62,8 @@ class UdpEngines:
             if wanted not in ("auto", engine):
                 continue
             refused = self._refused.get(engine)
+            if engine == "fou" and self._wishes.check != "off":
+                refused = "it checks no inner sources; --udp-source-check=off does without"
             reason, note = (refused, "") if refused else ask(facts)
             if not reason:
                 return self._found(engine, "; ".join([*reasons, *filter(None, [note])]))
@@ -86,7 +93,10 @@ class UdpEngines:
 
     def failed(self, failure: Failure) -> None:
         """Something of a part could not be put in place."""
-        if isinstance(failure.object, BpfTunnel) and self._wishes.engine == "auto" and "bpf" not in self._refused:
+        if not isinstance(failure.object, BpfTunnel) or self._wishes.engine != "auto" or "bpf" in self._refused:
+            return
+        before, self._failed_at = self._failed_at, time.monotonic()
+        if self._failed_at - before < TWICE:
             self._refused["bpf"] = failure.reason
             log.warning("%s: %s; another engine takes its place", failure.object, failure.reason)
             asyncio.get_running_loop().call_later(AGAIN, self._forgive, "bpf")
@@ -119,10 +129,21 @@ def _bpf(facts: HostFacts) -> tuple[str, str]:
     return answer.reason or unfit(facts.underlay), "; ".join(answer.notes)
 
 
+def _fou(facts: HostFacts) -> tuple[str, str]:
+    from wincey.kernel.fou import missing  # noqa: PLC0415  # for this engine alone
+
+    return missing(), ""
+
+
 def _keeper(facts: HostFacts) -> tuple[str, str]:
     """The keeper finds out by itself what it can use."""
     return "", ""
 
 
-ENGINES: Mapping[str, Callable[[HostFacts], tuple[str, str]]] = {"bpf": _bpf, "offload": _keeper, "plain": _keeper}
+ENGINES: Mapping[str, Callable[[HostFacts], tuple[str, str]]] = {
+    "bpf": _bpf,
+    "fou": _fou,
+    "offload": _keeper,
+    "plain": _keeper,
+}
 """By name, the best first: why not, "" if it can; and what is to be known of it."""

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from wincey.backends.base import HostFacts
 from wincey.backends.hostgw import HostGwBackend
+from wincey.backends.udp import UdpBackend
 from wincey.model.address import Subnet
 from wincey.model.fastpath import FastPath
 from wincey.model.lease import LeaseKey
-from wincey.model.state import Link, Object, Tunnel
+from wincey.model.state import Link, Object
+from wincey.model.udp import BpfTunnel
 
 _UNKNOWN = Subnet(bytes(4), 0)
 
@@ -22,9 +24,9 @@ def fast_path(
         return _none("it carries IPv4, which this network has not")
     planned = list(objects)
     for item in planned:
-        if isinstance(item, Tunnel):
+        if isinstance(item, BpfTunnel):
             return FastPath(
-                network, own.v4.masked(), host.underlay, item.local, mark, "udp", item.device, port=item.port
+                network, own.v4.masked(), item.underlay, item.local, mark, "udp", item.device, port=item.port
             )
         if isinstance(item, Link) and item.vxlan and len(item.vxlan.local) == 4:
             vxlan = item.vxlan
@@ -43,6 +45,9 @@ def fast_path(
             )
     if backend == HostGwBackend.type:
         return FastPath(network, own.v4.masked(), host.underlay, host.local, mark)
+    if backend == UdpBackend.type:
+        # What leaves a process, or a device that finishes packets for one, is not what the programs could make.
+        return _none("with the udp backend it needs --udp-engine=bpf, which is not what this host has")
     return _none(f"there is none for the backend {backend}: it serves vxlan, host-gw and udp")
 
 

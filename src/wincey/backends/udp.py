@@ -4,7 +4,8 @@ Config key: Port (8285), the same on every host. IPv4 only. The packets pass thr
 keeper (see wincey.tunnel); the route of the whole network leads into the TUN, so that an unknown subnet is answered there with
 "network unreachable" rather than sent to the host's default gateway.
 
-Each host chooses its engine for itself (--udp-engine): the wire is the same for all. With `bpf`, programs in the kernel take the
+Each host chooses its engine for itself (--udp-engine): the wire is the same for all. With `fou` the kernel does it alone: an ipip
+device with a UDP header around its packets, a route for each peer, and a port that receives; there is no keeper. With `bpf`, programs in the kernel take the
 packets before they reach the keeper, which stays for what they leave. Kernels pass on packets that are not finished yet, several
 segments in one and without their checksums, as long as no real wire lies between two hosts: only a kernel at the other end can read
 those. So a host whose kernel does says so in its lease: {"Engine": "bpf"} as BackendData, which flannel leaves out and does not read. A
@@ -22,8 +23,8 @@ from wincey.model.address import single
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, NotJoinable
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
-from wincey.model.state import InterfaceAddress, Link, Object, Route, Tunnel, TunnelPeer
-from wincey.model.udp import BpfRoute, BpfTunnel
+from wincey.model.state import InterfaceAddress, Ipip, Link, Object, Route, Tunnel, TunnelPeer
+from wincey.model.udp import BpfRoute, BpfTunnel, FouPort
 
 PORT = 8285
 OVERHEAD = 28  # outer IPv4 20, UDP 8
@@ -75,6 +76,14 @@ class UdpBackend:
         assert own.v4
         assert self._config.network
         device, network = self._host.tun, self._config.network
+        if self._engine == "fou":
+            # Whole packets would reach processes at other hosts where no real wire lies between, so each is finished here.
+            ipip = Ipip(self._local, self._port)
+            return [
+                FouPort(self._port),
+                Link(device, "ipip", self.mtu, ipip=ipip, tx_checksum=False),
+                InterfaceAddress(device, single(own.v4.address)),
+            ]
         by_kernel = self._engine == "bpf"
         keeper = cast("Literal['offload', 'plain']", self._host.found.get(KEEPER, "offload"))
         check = cast("Literal['off', 'network', 'strict']", self._host.found.get(CHECK, "network"))
@@ -95,6 +104,8 @@ class UdpBackend:
         attrs = lease.attrs
         if not attrs.public_ip:
             raise BadLease(f"lease {lease.key} names no PublicIP")
+        if self._engine == "fou":
+            return [Route(lease.key.v4, self._host.tun, gateway=attrs.public_ip, onlink=True)]
         objects: list[Object] = [TunnelPeer(self._host.tun, lease.key.v4, attrs.public_ip)]
         if self._engine == "bpf":
             whole = published_engine(attrs) in READS_WHOLE

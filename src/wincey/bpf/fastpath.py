@@ -34,18 +34,22 @@ PRIORITY = 300
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Where the programs are attached. wire: devices that packets leave and come by. ports: the host's ends of containers' cables."""
+    """Where the programs are attached. wire: devices that packets leave and come by. ports: the host's ends of containers' cables.
+
+    first: before other programs at the wire's ingress, as those of the udp backend; others' programs come before ours elsewhere.
+    """
 
     wire: tuple[str, ...]
     ports: tuple[str, ...]
+    first: bool = False
 
     def attachments(self) -> list[Attachment]:
         """Those that learn before those that act on it."""
         return [
             *(Attachment("fast_learn_out", device, "egress") for device in self.wire),
             *(Attachment("fast_learn_in", port, "egress") for port in self.ports),
-            *(Attachment("fast_in", device, "ingress", first=True) for device in self.wire),
-            *(Attachment("fast_out", port, "ingress", first=True) for port in self.ports),
+            *(Attachment("fast_in", device, "ingress", first=self.first) for device in self.wire),
+            *(Attachment("fast_out", port, "ingress") for port in self.ports),
         ]
 
 

@@ -27,16 +27,16 @@ from wincey.kernel.conntrack import be_liberal
 from wincey.kernel.driver import Desired
 from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfmonitor import GenerationCounter, NftMonitor
-from wincey.kernel.ports import LinkWatch, container_ports
-from wincey.kernel.program import ProgramFailed
+from wincey.kernel.ports import PortWatch, container_ports, is_ethernet
+from wincey.kernel.program import ProgramFailed, find
 from wincey.model.address import Subnet
 from wincey.model.fastpath import FastPath
 from wincey.model.state import Changes, Failure, Key, Object, Scope, Sysctl
 
 log = logging.getLogger(__name__)
 
-_NEEDS = (5, 13)
-"""The release with every helper and flag of the programs: redirect_peer is of 5.10, encapsulation with an Ethernet header of 5.13."""
+_NEEDS = (5, 10)
+"""The release with every helper of the programs, redirect_peer being the latest. Wrapping for vxlan is tried: it is of 5.13."""
 
 _OTHERWISE = FastPath(Subnet(bytes(4), 0), Subnet(bytes(4), 0), "", bytes(4))
 """What is reported of a fast path that is not as desired: equal to none that anybody desires."""
@@ -49,18 +49,18 @@ class _Remembered(msgspec.Struct):
 
 
 class FastPathDriver:
-    """Keeps the FastPath of one network (a kernel.driver.Driver). directory: the network's run-time directory."""
+    """Keeps the FastPath of one network (a kernel.driver.Driver). directory: the network's run-time directory. tcx: see Objects."""
 
     handles: tuple[type[Object], ...] = (FastPath,)
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tcx: bool = True) -> None:
         self.told = ""
         """How packets go, and why not better, in a line; "" before the first is made."""
         self._file = directory / "fast-path.json"
         self._table = fastpath.table_name(directory.name)
         self._baked = read_baked("fastpath")
         self._directory = owner_directory("fastpath", directory)
-        self._objects = Objects(self._directory, self._baked)
+        self._objects = Objects(self._directory, self._baked, tcx=tcx)
         self._path: FastPath | None = None  # as it was put in place by this process
         self._wraps = False
         self._attached: dict[Attachment, int] = {}  # to devices of this index
@@ -68,7 +68,7 @@ class FastPathDriver:
         self._generation = GenerationCounter()
         self._verified: int | None = None  # the generation at which the table was as listed
         self._refused: tuple[FastPath, str] | None = None
-        self._watch: LinkWatch | None = None
+        self._watch: PortWatch | None = None
         self._monitor: NftMonitor | None = None
         self._changed: Callable[[str], None] = lambda why: None
 
@@ -114,7 +114,7 @@ class FastPathDriver:
         return {name: counters.total(number) for number, name in enumerate(COUNTERS)} if counters else {}
 
     async def _put(self, path: FastPath) -> None:
-        if reason := path.lacking or await self._reason_against():
+        if reason := path.lacking or _reason_against(path) or self._open():
             if self._refused is None or self._refused != (path, reason):
                 log.warning("no fast path for containers, their packets take the ordinary path: %s", reason)
             if self._objects.exists:
@@ -122,11 +122,8 @@ class FastPathDriver:
             self.told, self._refused = f"none: {reason}", (path, reason)
             return
         self._refused = None
-        self._objects.open()
-        limit = path.limit or self._reason_against_wrapping() if path.form != "plain" else ""
+        limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
         wraps = path.form != "plain" and not limit
-        if limit and path.form == "udp":
-            raise BpfError("fast path for the udp backend", 0, limit)
         self._objects.maps["conf"].put(bytes(4), fastpath.conf(path, wraps=wraps))
         self._path, self._wraps = path, wraps
         self._follow_ports()
@@ -180,7 +177,8 @@ class FastPathDriver:
     def _follow_ports(self) -> None:
         """Attach to containers and devices that have come, and forget those that are gone. Raises BpfError, OSError."""
         assert self._path
-        places = Places(fastpath.wire(self._path, wraps=self._wraps), tuple(container_ports(self._path.subnet)))
+        wire, ports = fastpath.wire(self._path, wraps=self._wraps), container_ports(self._path.subnet)
+        places = Places(wire, tuple(ports), first=self._path.form == "udp")
         wanted: dict[Attachment, int] = {}
         for attachment in places.attachments():
             index = device_index(attachment.device)
@@ -208,7 +206,7 @@ class FastPathDriver:
 
     def _begin_watching(self) -> None:
         if self._watch is None:
-            self._watch = LinkWatch(self._links_changed)
+            self._watch = PortWatch(self._links_changed)
         if self._monitor is None:
             name = self._table
             self._monitor = NftMonitor({name}, lambda family, table, chain: table == name, self._noticed)
@@ -228,13 +226,13 @@ class FastPathDriver:
     async def _listed(self) -> str | None:
         return await nft.listing("table", "ip", self._table)
 
-    async def _reason_against(self) -> str:
-        """Why this host can't have it, "" if it can. What is there already needs no test."""
-        release = os.uname().release.split(".")
-        kernel = int(release[0]), int(release[1].split("-")[0])
-        if reason := probe.ask(self._baked, kernel, _NEEDS).reason:
-            return reason
-        return await nft.complaint()
+    def _open(self) -> str:
+        """Get maps and programs into the kernel; why that can't be, "" if it was done."""
+        try:
+            self._objects.open()
+        except BpfError as error:
+            return str(error)
+        return ""
 
     def _reason_against_wrapping(self) -> str:
         """Why the programs can't encapsulate here, "" if they can: tried on a packet that goes nowhere."""
@@ -275,3 +273,18 @@ class FastPathDriver:
     def _write_sysctl(value: str) -> None:
         if reason := sysctl.write(Sysctl(LIBERAL, value)):
             raise OSError(reason)
+
+
+def _reason_against(path: FastPath) -> str:
+    """Why this host can't have it, as far as can be told without trying; "" for nothing. Raises OSError."""
+    release = os.uname().release.split(".")
+    kernel = int(release[0]), int(release[1].split("-")[0])
+    if reason := syscall.unsupported():
+        return reason
+    if kernel < _NEEDS:
+        return f"Linux {kernel[0]}.{kernel[1]} is too old: it needs {_NEEDS[0]}.{_NEEDS[1]}"
+    if reason := probe.missing_capabilities(kernel):
+        return reason
+    if find("nft") is None:
+        return "nft is not installed"
+    return "" if is_ethernet(path.underlay) else f"{path.underlay} is no Ethernet device"

@@ -95,6 +95,8 @@ class BpfTunnelDriver:
         """The tunnel as far as it works, and its peers. What is there but not as it should be is told with an MTU of 0."""
         wanted = next((thing for thing in desired.values() if isinstance(thing, BpfTunnel)), None)
         found: list[Object] = []
+        if not self._pins.is_dir():
+            self._close()  # what somebody unpinned has to be made anew
         try:
             if wanted and self._pins.is_dir():
                 objects = self._opened()

@@ -6,8 +6,8 @@ is to rules that concern containers on one bridge among each other: those of kub
 have nothing to say about these. So it is turned off where no rules but ours are in the network namespace, and on again as
 soon as there are others, or when we end: then nobody would be there to see them come.
 
-A table without chains, which costs no packet anything, says that it was us who turned it off. So a daemon that was killed
-leaves word for the next one. Who turns it on while we run has a reason: it stays on.
+A chain without rules, which nothing leads to, says in our own table that it was us who turned it off. So a daemon that was
+killed leaves word for the next one. Who turns it on while we run has a reason: it stays on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from wincey.kernel import nft, sysctl
 from wincey.kernel.nfmonitor import NftMonitor, legacy_tables
@@ -23,13 +24,18 @@ from wincey.model.state import RuleSet, Sysctl
 
 log = logging.getLogger(__name__)
 
-MARKER = "wincey-bridge-nf-off"
-"""The table that says so, in the family whose setting it is about."""
+Setting: TypeAlias = Literal["off", "on", "leave"]
+
+MARKER = "bridge-nf-off"
+"""The chain that says so, in the table of the family whose setting it is about."""
 
 _POLL = 0.5
 """Seconds between two looks at iptables-legacy's tables."""
 
-_HARMLESS = (MARKER, "wincey-top-", "flannel-fast")  # ours too, with nothing in them for packets that stay on a bridge
+_HARMLESS = (
+    "wincey-top-",
+    "flannel-fast",
+)  # tables of ours too, with nothing in them for packets that stay on a bridge
 _SETTINGS: dict[int, tuple[str, str]] = {
     socket.AF_INET: ("ip", "net/bridge/bridge-nf-call-iptables"),
     socket.AF_INET6: ("ip6", "net/bridge/bridge-nf-call-ip6tables"),
@@ -37,67 +43,67 @@ _SETTINGS: dict[int, tuple[str, str]] = {
 
 
 class BridgeNetfilter:
-    """Keeps the settings of this network namespace. own: the tables (nft's word for the family, name) of our rules."""
+    """Keeps the settings of this network namespace. own: the table (nft's word for the family, name) of each family."""
 
-    def __init__(self, own: Collection[tuple[str, str]]) -> None:
-        self._own = frozenset(own)
+    def __init__(self, own: Mapping[int, tuple[str, str]]) -> None:
+        self._own = dict(own)
         self._off: set[int] = set()
         self._asked: set[int] = set()  # somebody turned it on again
+        self._marked: set[int] = set()
         self._monitor: NftMonitor | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def settle(self, family: int, rules: RuleSet | None) -> None:
-        """Turn it off or on. What can't be written stays as it is, told in the log. Raises ProgramFailed."""
+    async def decide(self, family: int, rules: RuleSet | None) -> Setting:
+        """What to do with the setting when these rules of ours (None: none) get in force; to be asked before they do."""
         value = sysctl.read(_SETTINGS[family][1])
         if value is None:
-            return  # a kernel without it, or it is not for us to see
+            return "leave"  # a kernel without it, or it is not for us to see
         if value == "1" and family in self._off:
             self._asked.add(family)
-        spare, marked = await self._look(family, rules)
-        if not spare:
-            self._off.discard(family)
-            if marked:
-                await turn_on(family)
-        elif value == "1":
-            await self._turn_off(family)
-        elif marked:
-            self._off.add(family)  # by an earlier run
+        ours = family in self._off or await nft.listing("chain", *self._own[family], MARKER) is not None
+        if await self._spare(family, rules):
+            return "off" if ours or value == "1" else "leave"
+        return "on" if ours else "leave"
+
+    def carry_out(self, family: int, setting: Setting) -> None:
+        """Do so, when the rules are in force. What can't be written stays as it is, told in the log."""
+        path = _SETTINGS[family][1]
+        self._off.discard(family)
+        if setting == "off":
+            self._marked.add(family)
+            if reason := sysctl.write(Sysctl(path, "0")):
+                log.info("%s: bridge netfilter stays on", reason)
+                self._asked.add(family)
+            else:
+                self._off.add(family)
+                log.info(
+                    "%s turned off: no rules but ours are here to need it; containers' packets travel faster", path
+                )
+        elif setting == "on":
+            _turn_on(family)
         self._listen()
 
     async def close(self) -> None:
         """On again, where we turned it off: nobody looks any more. Raises ProgramFailed."""
-        families, self._off = sorted(self._off), set()
+        off, marked, self._off, self._marked = self._off, self._marked, set(), set()
         self._listen()
-        for family in families:
-            await turn_on(family)
+        for family in sorted(marked):
+            if family in off and not _turn_on(family):
+                continue
+            table = self._own[family]
+            if await nft.listing("chain", *table, MARKER) is not None:
+                await nft.commit(f"delete chain {' '.join(table)} {MARKER}\n")
 
-    async def _look(self, family: int, rules: RuleSet | None) -> tuple[bool, bool]:
-        """Whether nobody needs it, and whether one of us has turned it off."""
+    async def _spare(self, family: int, rules: RuleSet | None) -> bool:
+        """Whether nobody needs it."""
         word = _SETTINGS[family][0]
-        listing = await nft.listing("tables") or ""
-        tables = {(kind, name) for _, kind, name in (line.split() for line in listing.splitlines())}
-        spare = (
-            rules is not None
-            and rules.isolation is None
-            and family not in self._asked
-            and not any(kind in (word, "inet") and self._foreign(kind, name) for kind, name in tables)
-            and not legacy_tables(family)
-        )
-        return spare, (word, MARKER) in tables
+        if rules is None or rules.isolation is not None or family in self._asked or legacy_tables(family):
+            return False
+        tables = (line.split() for line in (await nft.listing("tables") or "").splitlines())
+        return not any(kind in (word, "inet") and self._foreign(kind, name) for _, kind, name in tables)
 
     def _foreign(self, kind: str, name: str) -> bool:
-        return (kind, name) not in self._own and not name.startswith(_HARMLESS)
-
-    async def _turn_off(self, family: int) -> None:
-        word, path = _SETTINGS[family]
-        await nft.commit(f"add table {word} {MARKER}\n")
-        if reason := sysctl.write(Sysctl(path, "0")):
-            log.debug("bridge netfilter stays on: %s", reason)
-            self._asked.add(family)
-            await nft.delete_tables((word, MARKER))
-            return
-        self._off.add(family)
-        log.info("%s turned off: no rules but ours are here to need it, and packets of containers travel faster", path)
+        return (kind, name) not in self._own.values() and not name.startswith(_HARMLESS)
 
     def _listen(self) -> None:
         """While it is off anywhere, wait for rules of others. The legacy tables are looked at, as they have no notices."""
@@ -121,22 +127,24 @@ class BridgeNetfilter:
             self._needed(f"iptables-legacy: there is a table {found[0]}")
 
     def _needed(self, why: str) -> None:
-        """On again, at once; the tables that say who turned it off go with the next change of rules."""
+        """On again, at once; our table says otherwise until it is made anew, or we end."""
+        log.info("%s: bridge netfilter may be needed", why)
         for family in sorted(self._off):
-            path = _SETTINGS[family][1]
-            reason = sysctl.write(Sysctl(path, "1", optional=True))
-            log.info("%s: %s", why, reason or f"{path} turned on again")
+            _turn_on(family)
         self._off.clear()
         self._listen()
 
 
-async def turn_on(family: int) -> None:
-    """Undo what was turned off, whoever of us did it; nothing if nobody did. Raises ProgramFailed."""
-    word, path = _SETTINGS[family]
-    if await nft.listing("table", word, MARKER) is None:
-        return
+async def turn_on_again(family: int, table: tuple[str, str]) -> None:
+    """Undo what the table of an earlier run says was turned off, before that table goes."""
+    if await nft.listing("chain", *table, MARKER) is not None:
+        _turn_on(family)
+
+
+def _turn_on(family: int) -> bool:
+    path = _SETTINGS[family][1]
     if reason := sysctl.write(Sysctl(path, "1", optional=True)):
         log.warning("%s: bridge netfilter stays off", reason)
-        return
-    await nft.delete_tables((word, MARKER))
+        return False
     log.info("%s turned on again", path)
+    return True

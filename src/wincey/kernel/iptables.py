@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from wincey.kernel import nft
-from wincey.kernel.bridgenf import turn_on
+from wincey.kernel.bridgenf import turn_on_again
 from wincey.kernel.driver import Desired
 from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.iptables_text import (
@@ -157,6 +157,8 @@ async def clear(candidates: Sequence[Iptables], own: Sequence[Place], pairs: Seq
 async def clear_tables(suffix: str) -> None:
     """Delete our nftables tables if there are any; a host without nftables has none."""
     try:
+        for family, table in nft_tables(suffix).items():
+            await turn_on_again(family, table)
         await nft.delete_tables(*nft_tables(suffix).values())
     except ProgramFailed as error:
         logger.debug("no nftables tables deleted: %s", error)
@@ -168,10 +170,6 @@ async def clear_everything(
     """Remove all rules of ours, whichever flavour or version made them, and nothing else."""
     await clear_tables(suffix)
     for family in FAMILIES:
-        try:
-            await turn_on(family)
-        except ProgramFailed as error:
-            logger.warning("bridge netfilter: %s", error)
         await clear(await programs(family, program), all_places(suffix, isolating=isolating), pairs)
 
 

@@ -57,6 +57,9 @@ def put_link(netlink: Netlink, names: Names, wanted: Link) -> str:
     if len(wanted.name) > _NAME_SIZE:
         raise LinkRefused(f"device names have at most {_NAME_SIZE} characters: choose a smaller VNI")
     found = read_link(netlink, wanted.name)
+    if found and found.ipip and found.ipip.port and wanted.kind == "tun":  # ours, of another engine of the udp backend
+        _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))
+        raise LinkRefused(f"device {wanted.name} was of another engine: it is made anew")
     if found and kind_of(found, wanted) != wanted.kind:
         raise LinkRefused(
             f"device {wanted.name} is already there and of kind {found.kind or 'hardware'}, not {wanted.kind}: "
@@ -101,8 +104,8 @@ def _put_vxlan(netlink: Netlink, names: Names, wanted: Link, vxlan: Vxlan, found
 
 
 def _put_ipip(netlink: Netlink, wanted: Link, ipip: Ipip, found: LinkMessage | None) -> str:
-    info, target = rtnl.ipip_info(ipip), IpipMessage(ipip.local, 0, elsewhere=False)
-    if found and found.ipip and not found.ipip.elsewhere:
+    info, target = rtnl.ipip_info(ipip), IpipMessage(ipip.local, 0, elsewhere=False, port=ipip.port)
+    if found and found.ipip and not found.ipip.elsewhere and found.ipip.port == ipip.port:
         return _change(netlink, wanted, found, b"" if found.ipip == target else info)
     if found:
         _do(netlink, wanted, rtnl.encode_link(rtnl.RTM_DELLINK, 0, index=found.index))

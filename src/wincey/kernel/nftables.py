@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from wincey.kernel import nft
-from wincey.kernel.bridgenf import BridgeNetfilter
+from wincey.kernel.bridgenf import MARKER, BridgeNetfilter
 from wincey.kernel.driver import Desired
 from wincey.kernel.families import apply_families, observe_families
 from wincey.kernel.forwardgate import ForwardGate
@@ -48,11 +48,11 @@ _CHAIN = """\
 """
 
 
-def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "") -> str:
+def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "", *, marker: str = "") -> str:
     """The script that replaces a family's table by one with these rules (compatibility reference, section 7.5).
 
     It is deleted and made within one transaction, so that nothing that was added to it by others stays. `add` makes
-    the delete succeed on the first time.
+    the delete succeed on the first time. marker: an empty chain to have besides (see bridgenf).
     """
     family, table = nft_tables(suffix)[rules.network.family]
     fully_random = rules.random_fully and features.fully_random
@@ -85,6 +85,8 @@ def rendered_table(rules: RuleSet, features: nft.Features, suffix: str = "") -> 
         )
         if chain
     )
+    if marker:
+        chains += f"    chain {marker} {{\n    }}\n"
     comment = f'    comment "rules for {table}"\n' if features.comments else ""
     return (
         f"add table {family} {table}\ndelete table {family} {table}\ntable {family} {table} {{\n{comment}{chains}}}\n"
@@ -131,7 +133,7 @@ class NftablesDriver:
         self._suffix, self._previous, self._isolating = check_suffix(suffix), tuple(previous), isolating
         self._tables = nft_tables(suffix)
         self._gate = ForwardGate(suffix, previous)
-        self._bridge = BridgeNetfilter(self._tables.values())
+        self._bridge = BridgeNetfilter(self._tables)
         self._features: nft.Features | None = None
         self._applied: dict[int, tuple[RuleSet, str]] = {}  # with the listing that belongs to it
         self._verified: dict[int, tuple[int, RuleSet | None]] = {}  # at this generation, exactly this was there
@@ -203,7 +205,8 @@ class NftablesDriver:
         self._forget(family)
         if self._features is None:
             self._features = await nft.features()
-        script = rendered_table(rules, self._features, self._suffix)
+        bridge = await self._bridge.decide(family, rules)
+        script = rendered_table(rules, self._features, self._suffix, marker=MARKER if bridge == "off" else "")
         # The listing is taken as ours if no other transaction came in between; where others write all the time, at last
         # it is taken as it is: the next look at another one's change would tell, and the window is some milliseconds.
         for _ in range(3):
@@ -214,15 +217,16 @@ class NftablesDriver:
                 break
         if listing is None:
             raise ProgramFailed("nft: another program deletes our table")
+        self._bridge.carry_out(family, bridge)
         await self._gate.put(family, rules, first=first)
-        await self._bridge.settle(family, rules)
         self._applied[family] = (rules, listing)
 
     async def _remove(self, family: int) -> None:
         self._forget(family)
+        bridge = await self._bridge.decide(family, None)
         await nft.delete_tables(self._tables[family])
+        self._bridge.carry_out(family, bridge)
         await self._gate.put(family, None, first=False)
-        await self._bridge.settle(family, None)
 
     def _forget(self, family: int) -> None:
         self._applied.pop(family, None)

@@ -146,7 +146,7 @@ def link(message: LinkMessage, names: Names, wanted: Link | None, tx_checksum: b
         )
     ipip = None  # for one that is bound to a device, or leads elsewhere: not as anybody wants it
     if message.ipip and not message.ipip.underlay and not message.ipip.elsewhere:
-        ipip = Ipip(message.ipip.local)
+        ipip = Ipip(message.ipip.local, message.ipip.port)
     return Link(
         message.name,
         kind,

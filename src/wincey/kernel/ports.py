@@ -20,7 +20,8 @@ _GROUPS = (1, 5)  # RTNLGRP_: LINK, IPV4_IFADDR
 _SETTLE = 0.01
 """Seconds after a notification before the next look: a new container makes several."""
 
-_INDEX = struct.Struct("=i")
+_INDEX, _TYPE = struct.Struct("=i"), struct.Struct("=H")
+_ARPHRD_ETHER = 1
 _IFNAME, _MASTER, _LINKINFO, _NETNS = 3, 10, 18, 37
 _KIND = 1
 
@@ -54,6 +55,16 @@ def container_ports(subnet: Subnet) -> list[str]:
     return sorted(each.name for each in cables if each.away and (each.number in addressed or each.master in addressed))
 
 
+def is_ethernet(name: str) -> bool:
+    """Whether packets of a device begin with an Ethernet header, as those of cards, bridges, bonds and VLANs do; raises OSError."""
+    netlink = Netlink()
+    try:
+        _, data, start, _ = netlink.request(rtnl.get_link(name))
+    finally:
+        netlink.close()
+    return bool(_TYPE.unpack_from(data, start + 2)[0] == _ARPHRD_ETHER)
+
+
 def read_cable(data: bytes, offset: int, end: int) -> Cable | None:
     """Read the body of RTM_NEWLINK; None for what is no veth device."""
     index = _INDEX.unpack_from(data, offset + 4)[0]
@@ -66,7 +77,7 @@ def read_cable(data: bytes, offset: int, end: int) -> Cable | None:
     return Cable(index, name, master, _NETNS in found)
 
 
-class LinkWatch:
+class PortWatch:
     """Calls `changed()` soon after a device or an IPv4 address came, changed or went, until closed. Needs a running loop."""
 
     def __init__(self, changed: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 
 import msgspec
 
@@ -59,11 +60,18 @@ _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 3, 4, 7, 15
 _VXLAN_LOCAL6, _VXLAN_UDP_CSUM, _VXLAN_GBP = 17, 18, 23
 _IPTUN_LINK, _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PMTUDISC = 1, 2, 3, 4, 10
-_IPTUN_ENCAP_TYPE, _IPTUN_COLLECT_METADATA = 15, 19
+_IPTUN_ENCAP_TYPE, _IPTUN_ENCAP_FLAGS, _IPTUN_ENCAP_SPORT, _IPTUN_ENCAP_DPORT, _IPTUN_COLLECT_METADATA = (
+    15,
+    16,
+    17,
+    18,
+    19,
+)
+_ENCAP_FOU, _ENCAP_CSUM = 1, 1  # linux/if_tunnel.h: enum tunnel_encap_types; with the outer UDP checksum
 _NLA_F_NESTED = 0x8000
 
 _ATTRIBUTE = struct.Struct("=HH")
-_U32 = struct.Struct("=I")
+_U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct(
@@ -136,7 +144,7 @@ class VxlanMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class IpipMessage(msgspec.Struct, frozen=True, gc=False):
-    """As state.Ipip, with the device that it is bound to (0: none).
+    """As state.Ipip, with the device that it is bound to (0: none). port: 0 without a UDP header.
 
     elsewhere: it has a fixed remote address, another header around it, or is external (told by each route where to send):
     the kernel can't take that from a device.
@@ -145,6 +153,7 @@ class IpipMessage(msgspec.Struct, frozen=True, gc=False):
     local: Address
     underlay: int
     elsewhere: bool
+    port: int = 0
 
 
 class LinkMessage(msgspec.Struct, frozen=True, gc=False):
@@ -287,6 +296,12 @@ def ipip_info(ipip: Ipip) -> bytes:
     """
     data = attribute(_IPTUN_LINK, _U32.pack(0)) + attribute(_IPTUN_LOCAL, ipip.local)
     data += attribute(_IPTUN_REMOTE, bytes(4)) + attribute(_IPTUN_TTL, b"\0") + attribute(_IPTUN_PMTUDISC, b"\0")
+    if ipip.port:
+        port = ipip.port.to_bytes(2, "big")
+        data += attribute(_IPTUN_ENCAP_TYPE, _U16.pack(_ENCAP_FOU)) + attribute(
+            _IPTUN_ENCAP_FLAGS, _U16.pack(_ENCAP_CSUM)
+        )
+        data += attribute(_IPTUN_ENCAP_SPORT, port) + attribute(_IPTUN_ENCAP_DPORT, port)
     return attribute(
         _IFLA_LINKINFO | _NLA_F_NESTED, attribute(_INFO_KIND, b"ipip") + attribute(_INFO_DATA | _NLA_F_NESTED, data)
     )
@@ -457,9 +472,14 @@ def _decode_vxlan(data: bytes) -> VxlanMessage:
 
 def _decode_ipip(data: bytes) -> IpipMessage:
     found = attributes(data, 0, len(data))
-    elsewhere = found.get(_IPTUN_REMOTE, b"") + found.get(_IPTUN_ENCAP_TYPE, b"")
+    elsewhere, port = found.get(_IPTUN_REMOTE, b""), 0
+    if encapsulation := int.from_bytes(found.get(_IPTUN_ENCAP_TYPE, b""), sys.byteorder):
+        port = int.from_bytes(found.get(_IPTUN_ENCAP_DPORT, b""), "big")
+        if encapsulation != _ENCAP_FOU or found.get(_IPTUN_ENCAP_SPORT) != found.get(_IPTUN_ENCAP_DPORT):
+            elsewhere = b"\1"
     return IpipMessage(
         local=found.get(_IPTUN_LOCAL, bytes(4)),
         underlay=_U32.unpack(found[_IPTUN_LINK])[0] if _IPTUN_LINK in found else 0,
         elsewhere=any(elsewhere) or _IPTUN_COLLECT_METADATA in found,
+        port=port,
     )

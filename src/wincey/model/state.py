@@ -64,6 +64,7 @@ class Ipip(msgspec.Struct, frozen=True, gc=False):
     """The attributes of an ipip link that sends to whatever gateway a route names (kernel: net/ipv4/ipip.c)."""
 
     local: Address  # outer source address
+    port: int = 0  # UDP port of both ends, where a UDP header lies between the two of IP (FOU)
 
 
 class Link(Object, frozen=True, gc=False):
@@ -94,7 +95,8 @@ class Link(Object, frozen=True, gc=False):
     @property
     def wraps(self) -> str:
         if self.ipip:
-            return f"in IP (protocol 4), from {format_address(self.ipip.local)}"
+            how = f"UDP port {self.ipip.port}" if self.ipip.port else "IP (protocol 4)"
+            return f"in {how}, from {format_address(self.ipip.local)}"
         if self.vxlan is None:
             return ""
         return f"in VXLAN, VNI {self.vxlan.vni}, from {format_address(self.vxlan.local)} to UDP port {self.vxlan.port}"

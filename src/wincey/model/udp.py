@@ -31,6 +31,21 @@ class BpfTunnel(Object, frozen=True, gc=False):
         return f"eBPF programs of udp tunnel {self.device} at {self.underlay}"
 
 
+class FouPort(Object, frozen=True, gc=False):
+    """Datagrams that arrive at this UDP port are IPv4 packets to the kernel (FOU); what sends is an ipip device, see state.Ipip."""
+
+    tag: ClassVar[str] = "fou-port"
+    essential: ClassVar[bool] = True
+    port: int  # host byte order
+
+    @property
+    def key(self) -> Key:
+        return (self.tag, self.port)
+
+    def __str__(self) -> str:
+        return f"FOU port {self.port}"
+
+
 class BpfRoute(Object, frozen=True, gc=False):
     """Inner packets to `subnet` go to the host `endpoint`. whole: it takes packets that the kernel left unfinished."""
 

@@ -19,6 +19,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 
 from wincey.tunnel.packet import may_be_answered, net_unreachable
 
@@ -34,6 +35,7 @@ _UDP_GRO = 104  # linux/udp.h
 _SIOCGIFADDR, _SIOCGIFMTU, _SIOCSIFMTU = 0x8915, 0x8921, 0x8922  # linux/sockios.h
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0  # linux/in.h
+_PATIENCE = 1.0  # seconds until another process has let go of a device
 _BUFFER = 4 << 20  # bytes a socket may queue: 2,500 full packets ride out a pause of the keeper
 _ERRORS_A_SECOND, _ERRORS_AT_ONCE = 1000.0, 50.0  # as the kernel's icmp_msgs_per_sec and icmp_msgs_burst
 
@@ -77,12 +79,19 @@ def reopen_tun(tun: int, *, header: bool) -> int:
     """Give up a descriptor for one of the same device with, or without, the virtio header; raises OSError.
 
     The kernel changes this only on a device that nobody holds, so the device stands alone for a tenth of a millisecond, and
-    what is sent in that time is lost. Nobody else may hold it: EBUSY then, and the device goes with that one's descriptor.
+    what is sent in that time is lost. Raises OSError (EBUSY) when another process holds it, and goes on holding it.
     """
     name = tun_name(tun)
     fcntl.ioctl(tun, _TUNSETPERSIST, 1)
     os.close(tun)
-    return open_tun(name, header=header)  # which ends its persistence
+    patience = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return open_tun(name, header=header)  # which ends its persistence
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > patience:
+                raise
+        time.sleep(0.001)
 
 
 def set_offloads(tun: int, choices: list[int]) -> int:

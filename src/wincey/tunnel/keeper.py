@@ -45,7 +45,7 @@ class Keeper:
         self._relay: Relay = Relay(tun, udp, self._interface.refuse, header=has_header(tun))
         self._wanted, self._why = PLAIN, ""
         self._farewell: list[str] = []
-        self._predecessor: socket.socket | None = None
+        self._predecessor = -1  # readable when the keeper that we took over from has ended
         self._clients: dict[int, _Client] = {}
         self._running = True
         self._owns_path = False
@@ -88,11 +88,10 @@ class Keeper:
             counters = _ask(sock, {"do": "show"}, buffer)[0]["counters"]  # it forwards until the next line
             if isinstance(counters, dict):
                 keeper._relay.restore(counters)
+            keeper._predecessor = _end_of(state.get("pid"), sock)
             _ask(sock, {"do": "taken"}, buffer)
-        except BaseException:
+        finally:
             sock.close()
-            raise
-        keeper._predecessor = sock
         keeper.publish()
         return keeper
 
@@ -127,8 +126,7 @@ class Keeper:
         listener, rivals = self._listener.fileno(), successor.socket.fileno()
         signals, wakeup = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         signal.set_wakeup_fd(wakeup.fileno())  # an engine that is not Python's own loop comes back for it
-        previous = self._predecessor.fileno() if self._predecessor else -1
-        for descriptor in (listener, rivals, signals.fileno(), previous):
+        for descriptor in (listener, rivals, signals.fileno(), self._predecessor):
             if descriptor >= 0:
                 poll.register(descriptor, select.EPOLLIN)
         while self._running:
@@ -145,7 +143,7 @@ class Keeper:
                     wanted = successor.came_and_went(name, self._interface.address() if name else b"-")
                     if wanted and not self._clients:
                         return
-                elif descriptor == previous and self._predecessor:
+                elif descriptor == self._predecessor:
                     self._succeed()
                 elif descriptor == signals.fileno():
                     signals.recv(_READ)
@@ -163,13 +161,13 @@ class Keeper:
 
     def _succeed(self) -> None:
         """The keeper that we took over from has ended, so a device of an earlier release can be opened anew."""
-        assert self._predecessor
-        self._poll.unregister(self._predecessor.fileno())
-        self._predecessor.close()
-        self._predecessor = None
-        if self._wanted != PLAIN and not self._relay.header:
+        self._poll.unregister(self._predecessor)
+        os.close(self._predecessor)
+        self._predecessor = -1
+        wanted = self._wanted
+        if wanted != PLAIN and not self._relay.header:
             self._reopen(header=True)
-            self._engage(self._wanted)
+            self._engage(wanted)
 
     def _engage(self, wanted: str) -> None:
         """Have that engine, or the next best, move packets from here on; raises ValueError when there is none of that name."""
@@ -300,7 +298,7 @@ class Keeper:
             self._relay.restrict(check)
         engine = header.get("engine", self._wanted)
         if engine != self._wanted:
-            if engine == OFFLOAD and not self._relay.header and not self._predecessor:
+            if engine == OFFLOAD and not self._relay.header and self._predecessor < 0:
                 self._reopen(header=True)
             self._engage(str(engine))
         if "lasts" in header:
@@ -364,6 +362,14 @@ class _Client:
         except OSError:
             pass  # it does not listen any more
         self.unsent.clear()
+
+
+def _end_of(pid: object, connection: socket.socket) -> int:
+    """A descriptor that is readable once a process has ended, and its descriptors are closed."""
+    try:
+        return os.pidfd_open(pid if isinstance(pid, int) else -1)
+    except OSError:  # Linux before 5.3; of another PID namespace: the connection ends a little earlier
+        return os.dup(connection.fileno())
 
 
 def _check(state: Header) -> SourceCheck:

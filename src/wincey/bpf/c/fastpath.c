@@ -180,11 +180,14 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *cfg, const __u32 form)
 	struct packet packet = {};
 	struct flow new = {}, *flow;
 	__u8 *head = (void *)new.head;
+	struct iphdr *ip;
 
 	gather(skb, form);
-	if (!read(skb, form, 1, &packet) || packet.ends)
+	ip = START(skb) + form;
+	if ((void *)(ip + 1) > END(skb) || !inside(cfg, ip->saddr)) /* another network of this host may use the same bit */
 		return NEXT;
-	if (!inside(cfg, packet.key.here) || inside(cfg, packet.key.there))
+	skb->mark &= ~cfg->mark;
+	if (!read(skb, form, 1, &packet) || packet.ends || inside(cfg, packet.key.there))
 		return NEXT;
 	if (bpf_skb_load_bytes(skb, 0, head, form))
 		return NEXT;
@@ -196,7 +199,6 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *cfg, const __u32 form)
 		*(__u16 *)(head + AT_UDP_LENGTH) = 0;
 		*(__u16 *)(head + AT_UDP_CHECK) = 0; /* RFC 768: none; the inner packet has its own */
 	}
-	skb->mark &= ~cfg->mark;
 	add(&counters, LEARNED_OUT, packets(skb));
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (flow) {
@@ -253,18 +255,20 @@ SEC("tc") int fast_learn_in(struct __sk_buff *skb)
 	struct conf *cfg = configuration();
 	struct packet packet = {};
 	struct flow new = {}, *flow;
+	struct iphdr *ip;
 	__u8 macs[12];
 
 	if (!cfg || !(skb->mark & cfg->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
 	gather(skb, PLAIN);
-	if (!read(skb, PLAIN, 0, &packet) || packet.ends)
+	ip = START(skb) + PLAIN;
+	if ((void *)(ip + 1) > END(skb) || !inside(cfg, ip->daddr))
 		return NEXT;
-	if (!inside(cfg, packet.key.here) || inside(cfg, packet.key.there))
+	skb->mark &= ~cfg->mark;
+	if (!read(skb, PLAIN, 0, &packet) || packet.ends || inside(cfg, packet.key.there))
 		return NEXT;
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return NEXT;
-	skb->mark &= ~cfg->mark;
 	add(&counters, LEARNED_IN, packets(skb));
 	flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (flow) {

@@ -5,6 +5,7 @@
  *   out   host's routing -> egress of flannel0 [udp_tun_out] -> 28 bytes in front -> next hop's device
  *         for a peer whose other end is a process: -> a veth pair without offloads [udp_cut_in] -> the same
  *   in    underlay's ingress [udp_wire_in] -> 28 bytes off -> a veth pair that merges [udp_merge_in] -> "received on flannel0"
+ *         what is not TCP, and so has no segments to merge: -> "received on flannel0"
  *
  * Before and after, everything of the host's own stack runs: routing, TTL, ICMP errors, packet filter, NAT, conntrack. What a program
  * does not take goes the ordinary way, through the TUN device or the UDP socket to the keeper, the process that is there all the time:
@@ -78,7 +79,7 @@ INLINE int wrap(struct __sk_buff *skb, struct config *cfg, struct route *route, 
 {
 	struct iphdr *in = START(skb) + at;
 	struct outer *outer;
-	__u32 length, host = route->host;
+	__u32 length, host = route->host, count = packets(skb);	/* which adjusting room forgets */
 
 	if ((void *)(in + 1) > END(skb))
 		return otherwise;
@@ -104,7 +105,7 @@ INLINE int wrap(struct __sk_buff *skb, struct config *cfg, struct route *route, 
 	outer->udp.len = bpf_htons(length - sizeof(struct iphdr));
 	if (!at && push_ethernet(skb))
 		return DROP;
-	add(&counters, OUT_PACKETS, packets(skb));
+	add(&counters, OUT_PACKETS, count);
 	add(&counters, OUT_BYTES, skb->len - sizeof(struct ethhdr) - HEADERS);
 	return bpf_redirect_neigh(cfg->underlay, 0, 0, 0);	/* gateway and MAC from the kernel's own tables */
 }
@@ -128,6 +129,7 @@ SEC("tc") int udp_tun_out(struct __sk_buff *skb)
 	if (route->flags & PROCESS) {
 		if (push_ethernet(skb))
 			return DROP;
+		skb->mark = 0;	/* the fast path (fastpath.c) must not learn from it: its packets are not finished */
 		add(&counters, OUT_CUT, packets(skb));
 		return bpf_redirect(cfg->cut, 0);
 	}
@@ -158,8 +160,9 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	struct inbound *frame = START(skb) + sizeof(struct ethhdr);
 	struct route *route;
 	struct ethhdr *eth;
-	__u32 sender, source;
+	__u32 sender, source, count = packets(skb);
 	__u16 length;
+	__u8 protocol;
 
 	/* A tag that the hardware took off means another network, which has a device of its own above this one. */
 	if (!cfg || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -200,6 +203,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 			}
 		}
 	}
+	protocol = frame->in.protocol;
 	if (bpf_skb_adjust_room(skb, -(int)HEADERS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
 		add(&counters, IN_PASSED, 1);
 		return NEXT;
@@ -208,9 +212,10 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	if ((void *)(eth + 1) > END(skb))
 		return DROP;
 	__builtin_memcpy(eth->h_dest, cfg->merge_mac, 6);
-	add(&counters, IN_PACKETS, packets(skb));
+	add(&counters, IN_PACKETS, count);
 	add(&counters, IN_BYTES, skb->len - sizeof(*eth));
-	return bpf_redirect(cfg->merge, 0);
+	/* All packets of a flow go the same way, or they would overtake each other. */
+	return protocol == IPPROTO_TCP ? bpf_redirect(cfg->merge, 0) : bpf_redirect(cfg->tun, BPF_F_INGRESS);
 }
 
 /* Ingress of the merging pair's other end, after generic receive offload has put TCP segments of one flow together. */

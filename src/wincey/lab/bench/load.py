@@ -29,8 +29,8 @@ from wincey.lab.node import Node
 METRICS = {
     "tcp1": "TCP, one stream, Gb/s",
     "tcp4": "TCP, four streams, Gb/s",
-    "udp": "UDP, 64-byte frames, thousand packets/s",
-    "rr": "requests/s, one byte each way",
+    "udp": "UDP, 64 bytes, 1,000 packets/s",
+    "rr": "requests/s, one byte each",
     "p50": "half of the requests within, µs",
     "cpu": "processor seconds per GB, TCP one stream",
 }
