@@ -31,7 +31,7 @@ from wincey.leasing import holder
 from wincey.leasing.allocate import Pool
 from wincey.leasing.holder import Renewal
 from wincey.model.errors import BadLease, HistoryLost, KeyConflict
-from wincey.model.state import Changes, Route
+from wincey.model.state import Changes, Object, Route
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.kv import Change
 from wincey.store.registry import BadEntry, Registry, Snapshot
@@ -96,7 +96,7 @@ def create_regardless() -> list[Patch]:
         key = compare["key"]
         if compare["target"] != "VERSION":
             return await real(self, compare, value, ttl, lost)
-        found = await self.get(str(bytes(key), "utf-8"))  # type: ignore[arg-type, call-overload]  # always bytes
+        found = await self.get(str(bytes(key), "utf-8"))  # type: ignore[call-overload]  # always bytes
         if found:
             compare = {"key": key, "target": "MOD", "mod_revision": found.revision}
         return await real(self, compare, value, ttl, lost)
@@ -374,7 +374,7 @@ def break_before_make() -> list[Patch]:
     real = Reconciler._apply
 
     async def apply(self: Reconciler, changes: Changes) -> None:
-        routes = [item for item in self.desired.objects.values() if isinstance(item, Route)]
+        routes: list[Object] = [item for item in self.desired.objects.values() if isinstance(item, Route)]
         if any(isinstance(item, Route) for item in changes.delete):
             await real(self, Changes(delete=routes))
             await asyncio.sleep(20.0)
