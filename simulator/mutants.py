@@ -148,21 +148,6 @@ def move_at_will() -> list[Patch]:
     return [(agent_network, "acquire", acquire)]
 
 
-@mutant("the own lease is put back by force, whoever has it by now")
-def put_by_force() -> list[Patch]:
-    async def take_in_own(self: Network, update: Any, attrs: Any) -> str | None:
-        assert self._renewal
-        if update.lease and update.lease.attrs != attrs:
-            mine = msgspec.structs.replace(self._renewal.lease, revision=update.lease.revision)
-            self._renewal.seen(await self.registry.update(mine, attrs))
-        return None
-
-    async def run(self: Renewal) -> None:
-        await asyncio.Event().wait()
-
-    return [(Network, "_take_in_own", take_in_own), (Renewal, "run", run)]
-
-
 @mutant("two hosts with one address are not told apart")
 def no_claims() -> list[Patch]:
     async def stake(self: Network, prepared: Any) -> None:
@@ -220,6 +205,17 @@ def resume_from_now() -> list[Patch]:
 def trust_the_past() -> list[Patch]:
     async def check(self: Etcd3Store, *given: Any) -> None:
         return None
+
+    return [(Etcd3Store, "_check_past", check)]
+
+
+@mutant("nor is it where the last change was a deletion")
+def trust_deletions() -> list[Patch]:
+    real = Etcd3Store._check_past
+
+    async def check(self: Etcd3Store, client: Any, prefix: str, cursor: Any) -> None:
+        known = msgspec.structs.replace(cursor, key=b"", gone=False) if cursor.gone else cursor
+        await real(self, client, prefix, known)
 
     return [(Etcd3Store, "_check_past", check)]
 

@@ -133,8 +133,13 @@ def _fault(rng: random.Random, hosts: int, *, long: bool) -> AnyFault:
         (4, lambda: f.StoreDown(member=rng.choice((0, member)), frozen=rng.random() < 0.3, lasts=short)),
         (2, lambda: f.DataLoss(lasts=round(rng.choice((0.5, 20.0, 200.0)), 2))),
         (3, lambda: f.Restore(age=rng.choice((1.0, 30.0, 300.0, 3600.0)), busy=rng.choice((0, 1, 5, 40)))),
-        (6, lambda: f.Crash(host=anyone, steps=rng.randint(0, 400), lasts=short)),
-        (6, lambda: f.CrashWhileStarting(host=host, steps=rng.randint(1, 500), lasts=short)),
+        (6, lambda: f.Crash(host=anyone, steps=rng.choice((0, rng.randint(1, 20), rng.randint(1, 200))), lasts=short)),
+        (
+            6,
+            lambda: f.CrashWhileStarting(
+                host=host, steps=rng.choice((rng.randint(1, 25), rng.randint(1, 200))), lasts=short
+            ),
+        ),
         (3, lambda: f.Reboot(host=anyone, forgets=rng.random() < 0.7, lasts=hours)),
         (4, lambda: f.Joins(count=rng.randint(1, 3))),
         (2, lambda: f.Leaves(host=host)),
