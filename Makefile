@@ -4,7 +4,7 @@
 BIN = .venv/bin
 ARGS =
 
-.PHONY: help setup demo chaos test check docs bench soak sim sim fresh clean
+.PHONY: help setup demo chaos test check fuzz audit sbom docs bench soak sim sim fresh clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
