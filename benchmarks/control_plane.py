@@ -58,9 +58,11 @@ COLUMNS = {
 }
 PICTURES = {
     "start to ready, s": "ready_s",
+    "processor time of the start, s": "cpu_to_ready_s",
     "a look with nothing to do, CPU ms": "diff_cpu_ms",
     "1,000 leases added, lag in ms": "churn_added_lag_ms",
     "resident, MB": "resident_mb",
+    "at rest, % of a processor": "rest_percent",
 }
 
 
