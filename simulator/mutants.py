@@ -63,16 +63,17 @@ class Caught(msgspec.Struct, frozen=True):
 
 
 def hunt(name: str, start: int, most: int) -> Caught | None:
-    """Run seeds until one catches the mutant; None when none of `most` does."""
+    """Run seeds, of HOSTS hosts each, until one catches the mutant; None when none of `most` does."""
     for place in range(most):
         with MUTANTS[name].applied():
-            violations = World(scenarios.generate(start + place)).run().violations
+            violations = World(scenarios.generate(start + place, hosts=HOSTS)).run().violations
         if violations:
             return Caught(violations[0].invariant, start + place, place + 1)
     return None
 
 
 MUTANTS: dict[str, Mutant] = {}
+HOSTS = 4
 
 
 def mutant(what: str) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:

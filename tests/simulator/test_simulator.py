@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -164,8 +165,6 @@ def test_time_is_virtual_and_each_process_has_its_own():
 
 @pytest.fixture
 def stations():
-    import random
-
     made = []
     for number, other in ((1, 2), (2, 1)):
         kernel = Kernel(random.Random(number))
