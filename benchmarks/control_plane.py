@@ -2,7 +2,7 @@
 
 For each backend and number of leases: a fresh network namespace with a real etcd in it that already holds the leases, then
 flanneld is started. Measured are the seconds from its start to READY=1 with everything in the kernel; the CPU time of a look at
-the whole host that finds nothing to do; milliseconds from a lease put to its route in the kernel (median); how far the kernel
+the whole host that finds nothing to do (the least of ten); milliseconds from a lease put to its route in the kernel (median); how far the kernel
 lags behind the store when 1,000 leases come at once, and when they go (peers have 1.5 s for coming back before anything of theirs
 is removed: that is in the second figure), with the looks at the whole host that this led to; resident memory after the start and
 after all that; the share of a processor at rest. The same objects put in place by
@@ -54,12 +54,15 @@ COLUMNS = {
     "peak MB": ("peak_mb", ".1f"),
     "B/event": ("event_bytes", ".0f"),
     "start kB": ("start_kb", ".0f"),
+    "load": ("load", ".1f"),
 }
 PICTURES = {
     "start to ready, s": "ready_s",
+    "processor time of the start, s": "cpu_to_ready_s",
     "a look with nothing to do, CPU ms": "diff_cpu_ms",
     "1,000 leases added, lag in ms": "churn_added_lag_ms",
     "resident, MB": "resident_mb",
+    "at rest, % of a processor": "rest_percent",
 }
 
 

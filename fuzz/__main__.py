@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import os
 import random
 import re
 import shutil
@@ -18,14 +17,16 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from fuzz.target import LONGEST, TARGETS, Target
 
 ROOT = Path(__file__).parents[1]
 CORPUS, CRASHES, WORK = ROOT / "fuzz" / "corpus", ROOT / "fuzz" / "crashes", ROOT / ".fuzz"
-_KEPT = 40  # files of a corpus
-_SMALL = 700  # bytes of each
+_KEPT = 25  # files of a corpus
+_SMALL = 500  # bytes of each
 _SLOW = 20  # seconds for one input
 _MEMORY = 1500  # MiB for one process
 
@@ -40,11 +41,15 @@ def main() -> int:
     parser.add_argument("--engine", choices=("auto", "atheris", "hypothesis"), default="auto")
     parser.add_argument("--one", metavar="FILE", help="run one input through one target and show what happens")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--choose", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     options = parser.parse_args()
     engine = options.engine
     if engine == "auto":
         engine = "atheris" if importlib.util.find_spec("atheris") else "hypothesis"
+    if options.choose:
+        _load()
+        return _keep(TARGETS[options.targets[0]])
     if options.inside and engine == "atheris":
         _fuzz_by_atheris(options.targets[0], options.seconds)
     _load()
@@ -98,7 +103,8 @@ def _run_all(targets: list[Target], engine: str, options: argparse.Namespace) ->
             target, log = running.pop(ended)
             finds += _tell(target, ended.returncode, log.read_text(errors="replace"))
             if options.keep:
-                _keep(target)
+                command = [sys.executable, "-m", "fuzz", "--inside", "--choose", target.name]
+                subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     finally:
         for process in running:
             process.kill()
@@ -125,30 +131,45 @@ def _tell(target: Target, code: int, said: str) -> int:
     return int(code != 0)
 
 
-def _keep(target: Target) -> None:
-    """The smallest inputs that together reach what all of them do."""
-    if not importlib.util.find_spec("atheris"):
-        return
-    merged, kept = WORK / f"{target.name}.merged", CORPUS / target.name
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir()
-    small = WORK / f"{target.name}.small"
-    shutil.rmtree(small, ignore_errors=True)
-    small.mkdir()
-    for path in (WORK / target.name).iterdir():
-        if path.stat().st_size <= _SMALL:
-            shutil.copy(path, small / path.name)
-    command = [sys.executable, "-m", "fuzz", "--inside", "--engine=atheris", "--seconds=0", target.name]
-    environment = os.environ | {"WINCEY_FUZZ_MERGE": f"{merged}:{small}"}
-    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+def _keep(target: Target) -> int:
+    """Choose the corpus: of the small inputs those that reach a line of ours that none before did, the smallest first."""
+    paths = [path for path in (WORK / target.name).iterdir() if path.stat().st_size <= _SMALL]
+    seen, chosen = set[tuple[str, int]](), list[Path]()
+    for data in target.seeds:
+        seen |= _lines(target, data)
+    for path in sorted(paths, key=lambda each: (each.stat().st_size, each.name)):
+        new = _lines(target, path.read_bytes()) - seen
+        if new and len(chosen) < _KEPT:
+            seen |= new
+            chosen.append(path)
+    kept = CORPUS / target.name
     shutil.rmtree(kept, ignore_errors=True)
-    seeds = set(target.seeds)
-    found = sorted(
-        (path for path in merged.iterdir() if path.read_bytes() not in seeds), key=lambda each: each.stat().st_size
-    )
-    for path in found[:: max(1, -(-len(found) // _KEPT))]:
+    for path in chosen:
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, kept / path.name[:16])
+    return 0
+
+
+def _lines(target: Target, data: bytes) -> set[tuple[str, int]]:
+    """The lines of the product that an input reaches."""
+    found: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        name = frame.f_code.co_filename
+        if "/wincey/" not in name:
+            return None
+        if event == "line":
+            found.add((name, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        target.check(data)
+    except BaseException:  # a find: it is told when it is fuzzed
+        return set()
+    finally:
+        sys.settrace(None)
+    return found
 
 
 def _fuzz_by_atheris(name: str, seconds: float) -> None:
@@ -165,11 +186,8 @@ def _fuzz_by_atheris(name: str, seconds: float) -> None:
         "-print_final_stats=1",
         "-verbosity=0",
     ]
-    if merge := os.environ.get("WINCEY_FUZZ_MERGE"):
-        arguments += ["-merge=1", *merge.split(":")]
-    else:
-        arguments += [f"-timeout={_SLOW}", f"-max_total_time={seconds:.0f}", "-use_value_profile=1"]
-        arguments += [f"-artifact_prefix={CRASHES / name}/", str(WORK / name)]
+    arguments += [f"-timeout={_SLOW}", f"-max_total_time={seconds:.0f}", "-use_value_profile=1"]
+    arguments += [f"-artifact_prefix={CRASHES / name}/", str(WORK / name)]
     atheris.Setup(arguments, target.check)
     atheris.Fuzz()
     raise SystemExit(0)

@@ -36,7 +36,6 @@ def bill() -> dict[str, Any]:
         components.append(_component(each))
         needs[_ref(each)] = _needs(each.name)
     document: dict[str, Any] = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,

@@ -1,11 +1,11 @@
 """`make sim`: run seeds, and tell of each that fails the shortest story that fails in the same way.
 
-    make sim                                        200 runs with fresh seeds
-    make sim ARGS="--runs 100000 --processes 2"     a night's worth
-    make sim ARGS="--seed 4711"                     one seed, with its history
-    make sim ARGS="--replay FILE"                   a scenario that was kept
-    make sim ARGS="--hosts 1000 --runs 1"           many hosts in one network
-    make sim ARGS="--mutants"                       deliberately broken variants: which invariant catches each
+make sim                                        200 runs with fresh seeds
+make sim ARGS="--runs 100000 --processes 2"     a night's worth
+make sim ARGS="--seed 4711"                     one seed, with its history
+make sim ARGS="--replay FILE"                   a scenario that was kept
+make sim ARGS="--hosts 1000 --runs 1"           many hosts in one network
+make sim ARGS="--mutants"                       deliberately broken variants: which invariant catches each
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def many(arguments: argparse.Namespace) -> int:
             told = time.monotonic()
             took = told - begin
             rest = took / done * (len(orders) - done)
-            print(f"{done:.0f} of {len(orders)} runs, {len(failed)} failed, {took:.0f} s, {rest:.0f} s to go", flush=True)
+            print(
+                f"{done:.0f} of {len(orders)} runs, {len(failed)} failed, {took:.0f} s, {rest:.0f} s to go", flush=True
+            )
     took = time.monotonic() - begin
     print(
         f"{done:.0f} runs, seeds {start} to {last}: {len(failed)} failed; {took:.0f} s, {took / max(done, 1):.3f} s a run;"
@@ -129,13 +131,17 @@ def mutants(arguments: argparse.Namespace) -> int:
     for name in chosen:
         caught = hunt(name, start, arguments.runs)
         away += caught is None
-        invariant, seeds = (caught.invariant, str(caught.seeds)) if caught else ("**not caught**", f"> {arguments.runs}")
+        invariant, seeds = (
+            (caught.invariant, str(caught.seeds)) if caught else ("**not caught**", f"> {arguments.runs}")
+        )
         print(f"| {MUTANTS[name].what} | {invariant} | {seeds} |", flush=True)
     return away
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make sim", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="make sim", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=200, help="how many seeds")
     parser.add_argument("--start", type=int, help="the first seed; a fresh one if not given")
     parser.add_argument("--seed", type=int, help="one seed, told with its history")
@@ -147,7 +153,9 @@ def main() -> int:
     parser.add_argument("--tell", type=int, default=1, help="of how many failures the shortest story is told")
     parser.add_argument("--keep", type=Path, help="a directory for the shortest stories")
     parser.add_argument("--mermaid", action="store_true", help="with --seed and --replay: the sequence diagram too")
-    parser.add_argument("--mutants", action="store_true", help="hunt deliberately broken variants; --runs seeds at most")
+    parser.add_argument(
+        "--mutants", action="store_true", help="hunt deliberately broken variants; --runs seeds at most"
+    )
     parser.add_argument("--only", help="with --mutants: those whose name contains it")
     arguments = parser.parse_args()
     if arguments.mutants:

@@ -158,9 +158,7 @@ class Member:
         store = self.cluster
         if watcher.following < store.compacted:
             self.watchers.pop(watcher, None)
-            watcher.send(
-                _line({"canceled": True, "compact_revision": str(store.compacted), **_header(store.revision)})
-            )
+            watcher.send(_line({"canceled": True, "compact_revision": str(store.compacted), **_header(store.revision)}))
             return
         lines = [
             text
@@ -195,6 +193,7 @@ class Etcd:
         self.on_read: Callable[[str, bytes], None] = lambda actor, key: None
         self.actor = ""
         self.requests = 0
+        self.revision = 1
         self._reset(Picture(1, {}, []))
         self.members = [Member(self, f"etcd{number}") for number in range(1, members + 1)]
         for member in self.members:
@@ -226,7 +225,9 @@ class Etcd:
         del self._revisions[:cut], self._events[:cut]
         for versions in self._versions.values():
             del versions[: max(0, bisect_right(versions, self.compacted, key=_revision) - 1)]
-        for key in [key for key, versions in self._versions.items() if len(versions) == 1 and versions[0].value is None]:
+        for key in [
+            key for key, versions in self._versions.items() if len(versions) == 1 and versions[0].value is None
+        ]:
             del self._versions[key]
 
     def put(self, key: str, value: bytes, lease: int = 0) -> None:

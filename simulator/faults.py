@@ -7,7 +7,7 @@ run. `lasts`: seconds from its beginning to its end.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,12 @@ from wincey.model.state import FdbEntry, Link, Neighbor, Route
 
 if TYPE_CHECKING:
     from simulator.world import World
+
+
+What: TypeAlias = Literal[
+    "delete lease", "garble lease", "change lease", "delete claim", "garble claim", "take claim", "reserve"
+]
+Kind: TypeAlias = Literal["routes", "neighbors", "fdb", "devices", "all"]
 
 
 class Fault(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -46,7 +52,7 @@ class Fault(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 # Between a host and the store
 
 
-class Partition(Fault):
+class Partition(Fault, frozen=True):
     """A host can't reach the store, or one member of it. host 0: none can."""
 
     host: int
@@ -56,14 +62,14 @@ class Partition(Fault):
     def begin(self, world: World) -> None:
         for host in world.chosen(self.host):
             names = [member.name for member in world.etcd.members]
-            host.link.partition({name: self.cut for name in (names[self.member - 1 : self.member] or names)})
+            host.link.partition(dict.fromkeys(names[self.member - 1 : self.member] or names, self.cut))
 
     def end(self, world: World) -> None:
         for host in world.chosen(self.host):
             host.link.partition({})
 
 
-class SlowAnswers(Fault):
+class SlowAnswers(Fault, frozen=True):
     """Each way takes up to `seconds`."""
 
     host: int
@@ -78,7 +84,7 @@ class SlowAnswers(Fault):
             host.link.latency = (0.0005, 0.004)
 
 
-class LostMessages(Fault):
+class LostMessages(Fault, frozen=True):
     """Requests do not arrive, or are carried out and their answers do not arrive."""
 
     host: int
@@ -94,7 +100,7 @@ class LostMessages(Fault):
             host.link.lose_request = host.link.lose_answer = 0.0
 
 
-class DisorderedEvents(Fault):
+class DisorderedEvents(Fault, frozen=True):
     """Lines of watches come twice, or after their successors."""
 
     host: int
@@ -113,7 +119,7 @@ class DisorderedEvents(Fault):
 # The store
 
 
-class CompactWhileCut(Fault):
+class CompactWhileCut(Fault, frozen=True):
     """Watches break, the store changes, and forgets the change before they are back."""
 
     def begin(self, world: World) -> None:
@@ -124,7 +130,7 @@ class CompactWhileCut(Fault):
         world.scribble()
 
 
-class CompactAfterRead(Fault):
+class CompactAfterRead(Fault, frozen=True):
     """Between a host's reading of everything and its watch the store changes and forgets, a few times."""
 
     host: int
@@ -135,7 +141,7 @@ class CompactAfterRead(Fault):
             world.compact_after[host.name] = self.times
 
 
-class StaleMember(Fault):
+class StaleMember(Fault, frozen=True):
     """A member is cut off from the majority: it accepts connections, keeps watches, and knows nothing new."""
 
     member: int
@@ -150,7 +156,7 @@ class StaleMember(Fault):
             member.catch_up()
 
 
-class LaggingMember(Fault):
+class LaggingMember(Fault, frozen=True):
     """A member is behind by some seconds."""
 
     member: int
@@ -166,7 +172,7 @@ class LaggingMember(Fault):
             member.catch_up()
 
 
-class StoreDown(Fault):
+class StoreDown(Fault, frozen=True):
     """A member dies and comes back with its data. member 0: all of them. frozen: it stops as by SIGSTOP instead."""
 
     member: int = 0
@@ -186,7 +192,7 @@ class StoreDown(Fault):
             member.catch_up()
 
 
-class DataLoss(Fault):
+class DataLoss(Fault, frozen=True):
     """The store loses everything; the administrator puts the config back after `lasts` seconds."""
 
     def begin(self, world: World) -> None:
@@ -197,7 +203,7 @@ class DataLoss(Fault):
         world.put_config()
 
 
-class Restore(Fault):
+class Restore(Fault, frozen=True):
     """The store is restored from a backup made `age` seconds ago. busy: keys that others write before anybody is back."""
 
     age: float
@@ -214,7 +220,7 @@ class Restore(Fault):
 # Agents and machines
 
 
-class Crash(Fault):
+class Crash(Fault, frozen=True):
     """The agent dies at one of its next steps, and is started again `lasts` seconds later. steps 0: at once."""
 
     host: int
@@ -235,7 +241,7 @@ class Crash(Fault):
             host.start()
 
 
-class CrashWhileStarting(Fault):
+class CrashWhileStarting(Fault, frozen=True):
     """The agent is killed and dies again at some step of its next start, and is started once more `lasts` seconds later."""
 
     host: int
@@ -256,7 +262,7 @@ class CrashWhileStarting(Fault):
             host.start()
 
 
-class Reboot(Fault):
+class Reboot(Fault, frozen=True):
     """The machine is off for `lasts` seconds; its kernel begins anew. forgets: subnet.env was in memory too."""
 
     harms = True
@@ -272,7 +278,7 @@ class Reboot(Fault):
             world.power_on(host)
 
 
-class Joins(Fault):
+class Joins(Fault, frozen=True):
     """New hosts come."""
 
     count: int = 1
@@ -282,7 +288,7 @@ class Joins(Fault):
             world.add_host().start()
 
 
-class Leaves(Fault):
+class Leaves(Fault, frozen=True):
     """A host is taken away for good."""
 
     harms = True
@@ -294,7 +300,7 @@ class Leaves(Fault):
             host.gone = True
 
 
-class Stopped(Fault):
+class Stopped(Fault, frozen=True):
     """The agent stands still, as by SIGSTOP: its clock goes on."""
 
     host: int
@@ -310,7 +316,7 @@ class Stopped(Fault):
                 world.loop.resume(host.process)
 
 
-class Suspended(Fault):
+class Suspended(Fault, frozen=True):
     """The machine sleeps, and its monotonic clock with it."""
 
     host: int
@@ -328,7 +334,7 @@ class Suspended(Fault):
                 world.loop.resume(host.process, slept=self.lasts)
 
 
-class ClockJump(Fault):
+class ClockJump(Fault, frozen=True):
     """The wall clock jumps, forward or back."""
 
     host: int
@@ -341,7 +347,7 @@ class ClockJump(Fault):
                 host.process.wall = host.wall
 
 
-class Clone(Fault):
+class Clone(Fault, frozen=True):
     """A copy of a host's machine is started: with its files and machine id, and its address or one of its own.
 
     A copy with the same address is taken away again after `lasts` seconds. same_boot: not even its boot tells it apart, as a
@@ -361,7 +367,7 @@ class Clone(Fault):
         world.remove_clones(self)
 
 
-class Rename(Fault):
+class Rename(Fault, frozen=True):
     """The host gets another name, and its agent is restarted."""
 
     host: int
@@ -373,7 +379,7 @@ class Rename(Fault):
             host.start()
 
 
-class AddressChange(Fault):
+class AddressChange(Fault, frozen=True):
     """The host gets another address, while its agent runs or (restart) while it does not."""
 
     harms = True
@@ -388,7 +394,7 @@ class AddressChange(Fault):
 # What is in the store
 
 
-class ConfigChange(Fault):
+class ConfigChange(Fault, frozen=True):
     """The administrator changes the config: keys of it as JSON. `lasts` above 0: and back."""
 
     keys: str
@@ -406,7 +412,7 @@ class ConfigChange(Fault):
             world.change_config_back()
 
 
-class BadConfig(Fault):
+class BadConfig(Fault, frozen=True):
     """The config is one that nobody can follow, for a while. text "": there is none."""
 
     text: str = ""
@@ -421,11 +427,21 @@ class BadConfig(Fault):
         world.put_config()
 
 
-GARBAGE = (b"", b"garbage", b"{", b"null", b"[]", b'{"PublicIP":"999.0.0.1"}', b'{"PublicIP":7}', b"\xff\xfe", b'{"PublicIP":""}')
+GARBAGE = (
+    b"",
+    b"garbage",
+    b"{",
+    b"null",
+    b"[]",
+    b'{"PublicIP":"999.0.0.1"}',
+    b'{"PublicIP":7}',
+    b"\xff\xfe",
+    b'{"PublicIP":""}',
+)
 NAMES = ("garbage", "10.3.7.0", "10.3.300.0-24", "10.3.7.0-99", "a/b", "10.3.7.0-24x", "0.0.0.0-0", "-", "é")
 
 
-class BadKey(Fault):
+class BadKey(Fault, frozen=True):
     """Somebody writes a key below subnets/ that is no lease; it is taken away after `lasts` seconds."""
 
     name: int = 0
@@ -441,11 +457,13 @@ class BadKey(Fault):
         return f"{world.prefix}/subnets/{NAMES[self.name % len(NAMES)]}"
 
 
-class Meddling(Fault):
+class Meddling(Fault, frozen=True):
     """Somebody deletes a host's lease, overwrites it with garbage or other data, or does so to its claim."""
 
     host: int
-    what: Literal["delete lease", "garble lease", "change lease", "delete claim", "garble claim", "take claim", "reserve"]
+    what: Literal[
+        "delete lease", "garble lease", "change lease", "delete claim", "garble claim", "take claim", "reserve"
+    ]
 
     def begin(self, world: World) -> None:
         for host in world.chosen(self.host):
@@ -478,12 +496,12 @@ class Meddling(Fault):
 # What other programs do to the kernel
 
 
-class Flush(Fault):
+class Flush(Fault, frozen=True):
     """Another program removes objects of ours of some kind. seen: the kernel's notices of it reach the agent."""
 
     harms = True
     host: int
-    kind: Literal["routes", "neighbors", "fdb", "devices", "all"] = "routes"
+    kind: Kind = "routes"
     seen: bool = True
 
     def begin(self, world: World) -> None:
@@ -494,4 +512,33 @@ class Flush(Fault):
                     host.kernel.tamper(key, notice=self.seen)
 
 
-FAULTS: tuple[type[Fault], ...] = tuple(Fault.__subclasses__())
+AnyFault: TypeAlias = (
+    Partition
+    | SlowAnswers
+    | LostMessages
+    | DisorderedEvents
+    | CompactWhileCut
+    | CompactAfterRead
+    | StaleMember
+    | LaggingMember
+    | StoreDown
+    | DataLoss
+    | Restore
+    | Crash
+    | CrashWhileStarting
+    | Reboot
+    | Joins
+    | Leaves
+    | Stopped
+    | Suspended
+    | ClockJump
+    | Clone
+    | Rename
+    | AddressChange
+    | ConfigChange
+    | BadConfig
+    | BadKey
+    | Meddling
+    | Flush
+)
+"""Every kind that there is, told apart by its name."""

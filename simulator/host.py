@@ -8,12 +8,14 @@ the store, time and chance. A supervisor starts an agent that ended again, as sy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 
@@ -210,7 +212,7 @@ class Host:
             await asyncio.gather(*tasks)
         except WinceyError as error:
             ending = error
-        except Exception as error:  # noqa: BLE001  # whatever else it is, an agent may never end by it
+        except Exception as error:  # whatever else it is, an agent may never end by it
             ending = error
         finally:
             for task in tasks:
@@ -246,30 +248,21 @@ class Machines:
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
-        self._real = (
-            hostfacts.read_interfaces,
-            hostfacts.default_route_interface,
-            hostfacts.route_to,
-            hostfacts._kernel,
-            memory.give_back,
-        )
+        self._patches = contextlib.ExitStack()
 
     def __enter__(self) -> Machines:
-        hostfacts.read_interfaces = self._interfaces
-        hostfacts.default_route_interface = lambda family: 2
-        hostfacts.route_to = lambda address: RouteLookup(2, None, None)
-        hostfacts._kernel = lambda: (6, 1)
-        memory.give_back = lambda: None
+        for target, name, new in (
+            (hostfacts, "read_interfaces", self._interfaces),
+            (hostfacts, "default_route_interface", lambda family: 2),
+            (hostfacts, "route_to", lambda address: RouteLookup(2, None, None)),
+            (hostfacts, "_kernel", lambda: (6, 1)),
+            (memory, "give_back", lambda: None),
+        ):
+            self._patches.enter_context(mock.patch.object(target, name, new))
         return self
 
     def __exit__(self, *details: object) -> None:
-        (
-            hostfacts.read_interfaces,
-            hostfacts.default_route_interface,
-            hostfacts.route_to,
-            hostfacts._kernel,
-            memory.give_back,
-        ) = self._real
+        self._patches.close()
 
     def _interfaces(self) -> list[Interface]:
         owner = OWNER.get()

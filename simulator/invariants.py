@@ -62,9 +62,7 @@ def unpublished(name: str, address: Address, held: Subnet | None, value: bytes |
 def unreachable(pairs: Iterable[tuple[Station, Station]], underlay: Mapping[Address, Station]) -> list[str]:
     """Every connected pair reaches each other."""
     return [
-        f"{one.name} can't reach {other.name}: {why}"
-        for one, other in pairs
-        if (why := obstacle(one, other, underlay))
+        f"{one.name} can't reach {other.name}: {why}" for one, other in pairs if (why := obstacle(one, other, underlay))
     ]
 
 
@@ -77,8 +75,12 @@ def tampered(name: str, foreign: Mapping[Key, Object], expected: Mapping[Key, Ob
 def astray(name: str, objects: Mapping[Key, Object], desired: Mapping[Key, Object]) -> list[str]:
     """What is ours in the kernel is exactly what is wanted there."""
     stale = [str(item) for key, item in objects.items() if key not in desired and not isinstance(item, Sysctl)]
-    missing = [str(item) for key, item in desired.items() if key not in objects and not getattr(item, "optional", False)]
-    return [f"{name} has {kind} {', '.join(found[:3])}" for kind, found in (("stale", stale), ("not", missing)) if found]
+    missing = [
+        str(item) for key, item in desired.items() if key not in objects and not getattr(item, "optional", False)
+    ]
+    return [
+        f"{name} has {kind} {', '.join(found[:3])}" for kind, found in (("stale", stale), ("not", missing)) if found
+    ]
 
 
 class Work(msgspec.Struct, frozen=True):

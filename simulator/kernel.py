@@ -130,7 +130,11 @@ class Kernel:
                 return f"device {link.name} is not there (yet)", ""
         elif before is None:
             for other in self.links():
-                same_vxlan = link.vxlan and other.vxlan and (other.vxlan.vni, other.vxlan.port) == (link.vxlan.vni, link.vxlan.port)
+                same_vxlan = (
+                    link.vxlan
+                    and other.vxlan
+                    and (other.vxlan.vni, other.vxlan.port) == (link.vxlan.vni, link.vxlan.port)
+                )
                 if same_vxlan or (link.ipip and other.ipip == link.ipip):
                     return f"taken by device {other.name}", ""
         elif link.vxlan and before.vxlan:
@@ -194,7 +198,7 @@ class KernelDriver:
             elif self._ours(item, scope, foreign=False) and not (
                 wanted is None and (isinstance(item, Sysctl) or (isinstance(item, Link) and item.kind == "tun"))
             ):
-                found[key] = wanted if _same(item, wanted) else item
+                found[key] = wanted if wanted and _same(item, wanted) else item
         for key, item in kernel.foreign.items():
             if key not in found and self._ours(item, scope, foreign=True):
                 found[key] = item
@@ -267,7 +271,7 @@ def _device_of(path: str) -> str:
     return parts[3] if len(parts) == 5 and parts[2] == "conf" else ""
 
 
-def _same(item: Object, wanted: Object | None) -> bool:
+def _same(item: Object, wanted: Object) -> bool:
     """Whether a device is as wanted, where any MAC address is."""
     if not isinstance(wanted, Link) or not isinstance(item, Link) or wanted.mac:
         return False

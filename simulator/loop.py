@@ -81,24 +81,24 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         owner = OWNER.get()
         return self.now - owner.slept if owner else self.now
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # typeshed ties callback and arguments together
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]  # typeshed ties callback and arguments together
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(
+    def call_later(  # type: ignore[override]  # likewise
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # likewise
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         owner = OWNER.get()
@@ -145,7 +145,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         waiting, process.waiting = process.waiting, []
         for handle in waiting:
             if isinstance(handle, asyncio.TimerHandle) and slept:
-                heapq.heappush(self._timers, (handle.when() + process.slept, next(self._numbers), handle, process.slept))
+                heapq.heappush(
+                    self._timers, (handle.when() + process.slept, next(self._numbers), handle, process.slept)
+                )
             else:
                 self._ready.append(handle)
 

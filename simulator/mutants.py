@@ -31,7 +31,7 @@ from wincey.leasing import holder
 from wincey.leasing.allocate import Pool
 from wincey.leasing.holder import Renewal
 from wincey.model.errors import BadLease, HistoryLost, KeyConflict
-from wincey.model.state import Changes, Route
+from wincey.model.state import Changes, Object, Route
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.kv import Change
 from wincey.store.registry import BadEntry, Registry, Snapshot
@@ -63,16 +63,17 @@ class Caught(msgspec.Struct, frozen=True):
 
 
 def hunt(name: str, start: int, most: int) -> Caught | None:
-    """Run seeds until one catches the mutant; None when none of `most` does."""
+    """Run seeds, of HOSTS hosts each, until one catches the mutant; None when none of `most` does."""
     for place in range(most):
         with MUTANTS[name].applied():
-            violations = World(scenarios.generate(start + place)).run().violations
+            violations = World(scenarios.generate(start + place, hosts=HOSTS)).run().violations
         if violations:
             return Caught(violations[0].invariant, start + place, place + 1)
     return None
 
 
 MUTANTS: dict[str, Mutant] = {}
+HOSTS = 4
 
 
 def mutant(what: str) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
@@ -96,7 +97,7 @@ def create_regardless() -> list[Patch]:
         key = compare["key"]
         if compare["target"] != "VERSION":
             return await real(self, compare, value, ttl, lost)
-        found = await self.get(str(bytes(key), "utf-8"))  # type: ignore[arg-type, call-overload]  # always bytes
+        found = await self.get(str(bytes(key), "utf-8"))  # type: ignore[call-overload]  # always bytes
         if found:
             compare = {"key": key, "target": "MOD", "mod_revision": found.revision}
         return await real(self, compare, value, ttl, lost)
@@ -146,21 +147,6 @@ def move_at_will() -> list[Patch]:
         return await real(registry, **given)
 
     return [(agent_network, "acquire", acquire)]
-
-
-@mutant("the own lease is put back by force, whoever has it by now")
-def put_by_force() -> list[Patch]:
-    async def take_in_own(self: Network, update: Any, attrs: Any) -> str | None:
-        assert self._renewal
-        if update.lease and update.lease.attrs != attrs:
-            mine = msgspec.structs.replace(self._renewal.lease, revision=update.lease.revision)
-            self._renewal.seen(await self.registry.update(mine, attrs))
-        return None
-
-    async def run(self: Renewal) -> None:
-        await asyncio.Event().wait()
-
-    return [(Network, "_take_in_own", take_in_own), (Renewal, "run", run)]
 
 
 @mutant("two hosts with one address are not told apart")
@@ -220,6 +206,17 @@ def resume_from_now() -> list[Patch]:
 def trust_the_past() -> list[Patch]:
     async def check(self: Etcd3Store, *given: Any) -> None:
         return None
+
+    return [(Etcd3Store, "_check_past", check)]
+
+
+@mutant("nor is it where the last change was a deletion")
+def trust_deletions() -> list[Patch]:
+    real = Etcd3Store._check_past
+
+    async def check(self: Etcd3Store, client: Any, prefix: str, cursor: Any) -> None:
+        known = msgspec.structs.replace(cursor, key=b"", gone=False) if cursor.gone else cursor
+        await real(self, client, prefix, known)
 
     return [(Etcd3Store, "_check_past", check)]
 
@@ -374,7 +371,7 @@ def break_before_make() -> list[Patch]:
     real = Reconciler._apply
 
     async def apply(self: Reconciler, changes: Changes) -> None:
-        routes = [item for item in self.desired.objects.values() if isinstance(item, Route)]
+        routes: list[Object] = [item for item in self.desired.objects.values() if isinstance(item, Route)]
         if any(isinstance(item, Route) for item in changes.delete):
             await real(self, Changes(delete=routes))
             await asyncio.sleep(20.0)

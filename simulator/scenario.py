@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Union
+from collections.abc import Callable
+from typing import get_args
 
 import msgspec
 
 from simulator import faults as f
-from simulator.faults import FAULTS, Fault
+from simulator.faults import AnyFault, Kind, What
+from simulator.wire import Cut
 
 
 class Timed(msgspec.Struct, frozen=True):
     """A fault, and the second at which it begins."""
 
     at: float
-    fault: Union[FAULTS]  # type: ignore[valid-type]  # noqa: UP007  # every kind that there is
+    fault: AnyFault
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +65,13 @@ CONFIGS = (
     {"Network": "10.4.0.0/16", "SubnetLen": 26, "Backend": {"Type": "host-gw"}},
 )
 
-BAD_CONFIGS = ("", "{", "[]", '{"Network": "10.3.0.0/16", "SubnetLen": 31}', '{"Network": "10.3.0.0/16", "Backend": {"Type": "?"}}')
+BAD_CONFIGS = (
+    "",
+    "{",
+    "[]",
+    '{"Network": "10.3.0.0/16", "SubnetLen": 31}',
+    '{"Network": "10.3.0.0/16", "Backend": {"Type": "?"}}',
+)
 
 
 def generate(seed: int, *, hosts: int | None = None, faults: int | None = None) -> Scenario:
@@ -77,7 +85,9 @@ def generate(seed: int, *, hosts: int | None = None, faults: int | None = None) 
     for _ in range(many):
         fault = _fault(rng, size, long=long)
         timed.append(Timed(round(at, 3), fault))
-        at += rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 30), rng.uniform(0, 200), fault.lasts + rng.uniform(0, 5)))
+        at += rng.choice(
+            (0.0, rng.uniform(0, 2), rng.uniform(0, 30), rng.uniform(0, 200), fault.lasts + rng.uniform(0, 5))
+        )
         if rng.random() < 0.15:
             at += fault.lasts + 1000.0  # a quiet time, in which all has to be well
     slow = 1800.0 if long else rng.choice((60.0, 60.0, 20.0, 300.0))
@@ -95,7 +105,7 @@ def generate(seed: int, *, hosts: int | None = None, faults: int | None = None) 
     )
 
 
-def _fault(rng: random.Random, hosts: int, *, long: bool) -> Fault:
+def _fault(rng: random.Random, hosts: int, *, long: bool) -> AnyFault:
     host = rng.randint(1, hosts)
     anyone = rng.choice((0, host, host))
     short = round(rng.choice((rng.uniform(0.1, 5), rng.uniform(5, 60), rng.uniform(60, 600))), 2)
@@ -104,21 +114,32 @@ def _fault(rng: random.Random, hosts: int, *, long: bool) -> Fault:
     lasts = hours if rng.random() < 0.2 else short
     part = rng.choice((0.1, 0.3, 0.6))
     member = rng.randint(1, 3)
-    cut = rng.choice(("silent", "refused"))
-    makers = (
-        (6, lambda: f.Partition(host=host if lasts > 600 else anyone, member=rng.choice((0, 0, member)), cut=cut, lasts=lasts)),
+    cuts: tuple[Cut, ...] = ("silent", "refused")
+    cut = rng.choice(cuts)
+    makers: tuple[tuple[int, Callable[[], AnyFault]], ...] = (
+        (
+            6,
+            lambda: f.Partition(
+                host=host if lasts > 600 else anyone, member=rng.choice((0, 0, member)), cut=cut, lasts=lasts
+            ),
+        ),
         (3, lambda: f.SlowAnswers(host=anyone, seconds=rng.choice((0.1, 1.0, 4.0)), lasts=short)),
         (4, lambda: f.LostMessages(host=anyone, requests=rng.choice((0.0, part)), answers=part, lasts=short)),
         (3, lambda: f.DisorderedEvents(host=anyone, repeat=rng.choice((0.0, part)), swap=part, lasts=short)),
-        (3, lambda: f.CompactWhileCut()),
+        (3, f.CompactWhileCut),
         (3, lambda: f.CompactAfterRead(host=anyone, times=rng.randint(1, 3))),
         (3, lambda: f.StaleMember(member=member, lasts=short)),
         (2, lambda: f.LaggingMember(member=member, seconds=rng.choice((0.05, 1.0, 10.0)), lasts=short)),
         (4, lambda: f.StoreDown(member=rng.choice((0, member)), frozen=rng.random() < 0.3, lasts=short)),
         (2, lambda: f.DataLoss(lasts=round(rng.choice((0.5, 20.0, 200.0)), 2))),
         (3, lambda: f.Restore(age=rng.choice((1.0, 30.0, 300.0, 3600.0)), busy=rng.choice((0, 1, 5, 40)))),
-        (6, lambda: f.Crash(host=anyone, steps=rng.randint(0, 400), lasts=short)),
-        (6, lambda: f.CrashWhileStarting(host=host, steps=rng.randint(1, 500), lasts=short)),
+        (6, lambda: f.Crash(host=anyone, steps=rng.choice((0, rng.randint(1, 20), rng.randint(1, 200))), lasts=short)),
+        (
+            6,
+            lambda: f.CrashWhileStarting(
+                host=host, steps=rng.choice((rng.randint(1, 25), rng.randint(1, 200))), lasts=short
+            ),
+        ),
         (3, lambda: f.Reboot(host=anyone, forgets=rng.random() < 0.7, lasts=hours)),
         (4, lambda: f.Joins(count=rng.randint(1, 3))),
         (2, lambda: f.Leaves(host=host)),
@@ -134,10 +155,8 @@ def _fault(rng: random.Random, hosts: int, *, long: bool) -> Fault:
         (4, lambda: f.Meddling(host=anyone, what=rng.choice(_MEDDLING))),
         (4, lambda: f.Flush(host=anyone, kind=rng.choice(_KINDS), seen=rng.random() < 0.6)),
     )
-    made = rng.choices([make for _, make in makers], [weight for weight, _ in makers])[0]()
-    assert isinstance(made, Fault)
-    return made
+    return rng.choices([make for _, make in makers], [weight for weight, _ in makers])[0]()
 
 
-_MEDDLING = ("delete lease", "garble lease", "change lease", "delete claim", "garble claim", "take claim", "reserve")
-_KINDS = ("routes", "neighbors", "fdb", "devices", "all")
+_MEDDLING: tuple[What, ...] = get_args(What)
+_KINDS: tuple[Kind, ...] = get_args(Kind)

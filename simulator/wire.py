@@ -36,9 +36,7 @@ class Link:
     history, None while nobody reads it.
     """
 
-    def __init__(
-        self, rng: random.Random, owner: str = "", latency: tuple[float, float] = (0.0005, 0.004)
-    ) -> None:
+    def __init__(self, rng: random.Random, owner: str = "", latency: tuple[float, float] = (0.0005, 0.004)) -> None:
         self.rng, self.owner, self.latency = rng, owner, latency
         self.lose_request = self.lose_answer = self.repeat = self.swap = 0.0
         self.cut: dict[str, Cut] = {}
@@ -182,7 +180,7 @@ class WireClient(HttpClient):
         """See HttpClient."""
         what = target.removeprefix("/v3/")
         loop = asyncio.get_running_loop()
-        await self._connect()
+        await self._reach()
         answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
         self._waiting[answer] = None
         stream: WireStream | None = None
@@ -240,7 +238,7 @@ class WireClient(HttpClient):
         if self.link.cut.get(self.member.name) == "silent":
             self.abort("timed out")
 
-    async def _connect(self) -> None:
+    async def _reach(self) -> None:
         cut = self.link.cut.get(self.member.name)
         if self._ended or cut == "refused" or not self.member.up:
             await asyncio.sleep(self.link.delay())
@@ -249,7 +247,7 @@ class WireClient(HttpClient):
             await asyncio.sleep(2.0)
             raise ConnectFailed(f"{self.member.name}: no connection within 2 s")
 
-    def _arrive(self, what: str, body: bytes, answer: asyncio.Future[tuple[int, bytes]]) -> None:
+    def _arrive(self, what: str, body: bytes, answer: asyncio.Future[tuple[int, bytes]]) -> None:  # noqa: PLR0911  # each fate is one
         """At the server, in the world's own context."""
         link, member, loop = self.link, self.member, asyncio.get_running_loop()
         if answer.done() or member.name in link.cut:

@@ -70,7 +70,7 @@ class World:
     def __init__(self, scenario: Scenario, *, record: bool = False) -> None:
         self.scenario, self.prefix = scenario, PREFIX
         self.config_key = f"{PREFIX}/config"
-        self.loop = VirtualLoop()
+        self.loop = VirtualLoop()  # type: ignore[abstract]  # files, sockets and processes are not simulated
         self.recorder = Recorder(self.loop) if record else None
         self.violations: list[Violation] = []
         self.hosts: list[Host] = []
@@ -88,7 +88,9 @@ class World:
         self._holders: dict[bytes, Host] = {}
         self._foreign = Kernel(self._rng).foreign
         self._hours: dict[str, Work] = {}
-        self._config_at = self._trouble_until = -1e9  # the latest change of the config, the end of the latest other fault
+        self._config_at = (
+            self._trouble_until
+        ) = -1e9  # the latest change of the config, the end of the latest other fault
         self._fault_count = 0
         self._over = False
         self._scribbled = 0
@@ -222,7 +224,7 @@ class World:
         gc.disable()  # when memory is collected must not matter
         level = logging.root.manager.disable
         logging.disable(logging.NOTSET if self.recorder else logging.CRITICAL)
-        self._directory = Path(tempfile.mkdtemp(prefix="wincey-sim", dir="/dev/shm"))  # noqa: S108  # memory, for speed
+        self._directory = Path(tempfile.mkdtemp(prefix="wincey-sim", dir="/dev/shm"))  # memory, for speed
         try:
             with running(self.loop), Machines() as self._machines:
                 if self.recorder:
@@ -286,8 +288,10 @@ class World:
         return {**config, "Network": "10.0.0.0/8", "SubnetMin": "10.128.0.0", "SubnetMax": "10.255.0.0"}
 
     def _address(self, number: int) -> Address:
-        return bytes((10, 99, number // 250, 1 + number % 250)) if self.scenario.hosts < 200 else bytes(
-            (172, 16 + number // 62500, number // 250 % 250, 1 + number % 250)
+        return (
+            bytes((10, 99, number // 250, 1 + number % 250))
+            if self.scenario.hosts < 200
+            else bytes((172, 16 + number // 62500, number // 250 % 250, 1 + number % 250))
         )
 
     def _begin(self, timed: Timed) -> None:
@@ -520,14 +524,15 @@ class World:
         config = self._read_config()
         if config is None:
             return False
-        taken = []
+        taken: list[Subnet] = []
         for key in self.etcd.keys:
             try:
                 taken += LeaseKey.parse(key.decode("utf-8", "replace").rpartition("/")[2]).subnets
             except BadLease:
                 continue
         pool = Pool.of_v4(config)
-        return sum(high - low + 1 for low, high in pool.taken(taken)) >= pool.count
+        full: bool = sum(high - low + 1 for low, high in pool.taken(taken)) >= pool.count
+        return full
 
     def _hour(self) -> None:
         """Work is bounded: so much in an hour, and more with each fault."""
@@ -548,7 +553,9 @@ class World:
 
     def _check_faults(self) -> None:
         for context in self.loop.faults:
-            self._violate("agents end by errors of theirs alone", f"{context.get('message')}: {context.get('exception')!r}")
+            self._violate(
+                "agents end by errors of theirs alone", f"{context.get('message')}: {context.get('exception')!r}"
+            )
 
     def _violate(self, invariant: str, text: str) -> None:
         violation = Violation(invariant, round(self.loop.now, 3), text)

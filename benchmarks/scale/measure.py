@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import struct
@@ -98,6 +99,7 @@ def measure(command: Sequence[str], count: int, backend: str, rest: float, churn
                 figures |= _churn(daemon, etcd, backend, churn)
                 figures |= _rest(daemon, rest, figures.get("diff_cpu_ms", 0.0))
                 figures["churned_mb"] = daemon.memory()
+                figures["load"] = os.getloadavg()[0]
                 figures["peak_mb"] = daemon.memory("VmHWM")
             finally:
                 daemon.stop()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from scale.growth import SHAPES
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 240, 52, 12, 30, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 240, 52, 24, 30, 34
 COLOURS = ("#1f6f8b", "#c8553d", "#6a994e", "#7b5ea7")
 _TEXT = 'font-family="sans-serif" font-size="11" fill="#333"'
 

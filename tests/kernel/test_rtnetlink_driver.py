@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from support.netns import Netns, joined
+from wincey.kernel import rtnl
 from wincey.kernel.diff import diff
 from wincey.kernel.netlink import Netlink
 from wincey.kernel.rtnetlink import RtnetlinkDriver
@@ -596,3 +597,29 @@ def test_the_event_loop_turns_while_much_is_applied(host: Netns) -> None:
         counting.cancel()
 
     drive(host, steps)
+
+
+DUMPS = [rtnl.RTM_GETADDR, rtnl.RTM_GETNEIGH, rtnl.RTM_GETROUTE]
+
+
+@pytest.mark.parametrize("asked", DUMPS, ids=["addresses", "neighbors", "routes"])
+def test_a_device_that_goes_while_it_is_looked_at_is_no_failure(
+    host: Netns, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """The kernel answers ENODEV to questions about it."""
+    make(host, whole())
+    dump = Netlink.dump
+    went: list[int] = []
+
+    def dump_late(netlink: Netlink, kind: int, body: bytes) -> list[bytes]:
+        if kind == asked and not went:
+            went.append(kind)
+            host.ip(f"link delete {V4}")
+        return dump(netlink, kind, body)
+
+    monkeypatch.setattr(Netlink, "dump", dump_late)
+    found = observed(host, whole())
+    assert went
+    assert {item.key for item in own(V6)} <= found.keys()
+    monkeypatch.undo()
+    make(host, whole())

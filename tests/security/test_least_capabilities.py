@@ -67,7 +67,6 @@ NUMBERS = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}  # linux/capa
     [
         ("host-gw", "NET_ADMIN", "needs root or CAP_NET_ADMIN"),
         ("udp", "NET_RAW", "Operation not permitted"),
-        ("bgp", "NET_BIND_SERVICE", "give it CAP_NET_BIND_SERVICE"),
     ],
 )
 def test_with_one_less_it_says_why(lab_with, backend, lacks, words):

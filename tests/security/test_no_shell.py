@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "wincey"
@@ -30,7 +31,13 @@ ALLOWED_SHELLS = {
 """Where a shell is started, and why that is right. The lab is a tool of developers, and not looked at."""
 
 
+@functools.cache
 def modules():
+    """Every module of the product, by name, as a tree."""
+    return list(_read())
+
+
+def _read():
     for path in sorted(SOURCE.rglob("*.py")):
         name = str(path.relative_to(SOURCE))
         if not name.startswith("lab/"):

@@ -36,6 +36,8 @@ def test_the_figures_of_the_units_are_those_that_are_tested():
 
 def test_the_commands_of_the_page_exist():
     told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY:.*$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
     for page in PAGES:
         for name in re.findall(r"^make (\w+)", page.read_text(), re.MULTILINE):
             assert f"make {name} " in told
+            assert f" {name} " in phony, "a directory of that name would be taken for what is to be made"

@@ -142,7 +142,7 @@ class RtnetlinkDriver:
     def _read_addresses(self, devices: Mapping[int, str], found: _Findings) -> None:
         networks = self._expectation.networks
         for index, name in devices.items():
-            for kind, data, start, end in messages(self._netlink.dump(rtnl.RTM_GETADDR, rtnl.dump_addresses(index))):
+            for kind, data, start, end in messages(self._dump_of_device(rtnl.RTM_GETADDR, rtnl.dump_addresses(index))):
                 if kind != rtnl.RTM_NEWADDR:
                     continue
                 message = rtnl.decode_address(data, start, end)
@@ -155,7 +155,7 @@ class RtnetlinkDriver:
     def _read_neighbors(self, index: int, name: str, found: _Findings) -> None:
         dumps = [rtnl.dump_neighbors(family, index) for family in _FAMILIES]
         for body in (*dumps, rtnl.dump_fdb(index)):
-            for kind, data, start, end in messages(self._netlink.dump(rtnl.RTM_GETNEIGH, body)):
+            for kind, data, start, end in messages(self._dump_of_device(rtnl.RTM_GETNEIGH, body)):
                 if kind == rtnl.RTM_NEWNEIGH:
                     message = rtnl.decode_neighbor(data, start, end)
                     if message.index == index and (item := neighbor(message, name)):
@@ -176,9 +176,18 @@ class RtnetlinkDriver:
                         if item.key not in found.desired:
                             found.add(item)
 
+    def _dump_of_device(self, kind: int, body: bytes) -> list[bytes]:
+        """A dump about one device: nothing when the device has gone since, of which a notification tells."""
+        try:
+            return self._netlink.dump(kind, body)
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return []
+
     def _dump_routes(self, body: bytes, *, ours: bool) -> Iterable[rtnl.RouteMessage]:
         try:
-            datagrams = self._netlink.dump(rtnl.RTM_GETROUTE, body)
+            datagrams = self._dump_of_device(rtnl.RTM_GETROUTE, body)
         except NetlinkError as error:
             if error.errno not in rtnl.NO_ROUTES:
                 raise
