@@ -20,7 +20,7 @@ from wincey.lab.shield import interruptible
 from wincey.model.errors import UsageError
 
 _QUICK_ROUNDS, _ROUNDS = 2, 5
-_QUICK_SECONDS, _SECONDS = 0.5, 1.0
+_QUICK_SECONDS, _SECONDS = 0.5, 0.8
 
 
 @click.group()
@@ -32,7 +32,7 @@ def bench() -> None:
 @bench.command()
 @click.option("--quick", is_flag=True, help="Fewer variants, two short rounds, the segmenting underlay: some minutes.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often each variant is measured.  [default: 5]")
-@click.option("--seconds", type=click.FloatRange(0.2, 10), help="Length of each load.  [default: 1]")
+@click.option("--seconds", type=click.FloatRange(0.2, 10), help="Length of each load.  [default: 0.8]")
 @click.option("--variants", metavar="A,B,...", default="", help="Only these; --list names all.")
 @click.option(
     "--underlay",
