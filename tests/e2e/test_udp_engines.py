@@ -36,12 +36,17 @@ PAIRS = {"flannel0-f0", "flannel0-f1", "flannel0-m0", "flannel0-m1"}
 FAST = 0.001  # seconds between echo requests
 
 
-def engine(host):
-    """What the daemon says carries its packets, in its local API."""
+def network(host):
+    """What the daemon says of its network."""
     done = host.exec([WINCEY, "status", "--json"], timeout=30)
     assert done.stdout, done.stderr
-    (network,) = msgspec.json.decode(done.stdout, type=StatusReport).networks
-    return network.engine
+    (report,) = msgspec.json.decode(done.stdout, type=StatusReport).networks
+    return report
+
+
+def engine(host):
+    """What carries its packets, as the daemon says."""
+    return network(host).engine
 
 
 def pins(host):
@@ -136,6 +141,9 @@ def test_every_engine_understands_every_other(make_lab, tmp_path, segmenting):
     assert counted["in.packets"] > 3000
     assert counted["out.cut"] > 1000  # for those whose other end is a process
     assert counted["in.drop.source"] == 0
+    (device,) = network(lab.hosts[0]).traffic
+    assert device.transmit_packets >= counted["out.packets"]
+    assert device.receive_bytes >= counted["in.bytes"]
     what_the_host_answers(lab)
 
 
@@ -269,7 +277,7 @@ async def as_it_is(host):
 
 
 def test_without_the_capability_another_engine_is_chosen_and_it_is_said_why(make_lab):
-    deprived = ["setpriv", "--bounding-set=-bpf,-sys_admin"]
+    deprived = ["setpriv", "--bounding-set=-bpf,-sys_admin"]  # with CAP_PERFMON
     lab = make_lab("udp", daemons={"h1": with_engine("auto", *deprived)})
     h1, h2 = lab.hosts
     assert engine(h1).name == "offload"
