@@ -351,7 +351,7 @@ SEC("tc") int fast_out(struct __sk_buff *skb)
 		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
-	if (!fresh(flow->out_seen))
+	if (!fresh(flow->out_seen) || !flow->in_device) /* not yet seen in both directions */
 		return NEXT;
 	if (packet.size > flow->out_most) {
 		add(&counters, TOO_LARGE, packets(skb));
@@ -401,7 +401,7 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
-	if (!fresh(flow->in_seen))
+	if (!fresh(flow->in_seen) || !flow->form) /* not yet seen in both directions */
 		return NEXT;
 	if (packet.size > flow->in_most) {
 		add(&counters, TOO_LARGE, packets(skb));
