@@ -296,6 +296,8 @@ def test_a_released_version_is_given_what_it_knows(hosts):
     a, b = hosts
     with running(b, "compiled"), running(a, "compiled"):
         path = control(a)
+        state = {"do": "configure", "mtu": 1472, "local": a.local, "port": 8285}
+        ask(path, {**state, "lasts": True})
         with connect(path, blocking=True) as sock:
             sock.settimeout(20)
             sock.sendall(encode({"do": "handover"}))
@@ -307,11 +309,16 @@ def test_a_released_version_is_given_what_it_knows(hosts):
                 assert received.getsockname() == (a.local, 8285)
 
             os.close(tun)
-        assert ask(path, {"do": "show"})["engine"] == "plain"  # and goes on so, as nobody has taken over
+        shown = ask(path, {"do": "show"})
+        assert (shown["engine"], shown["lasts"]) == ("plain", False)  # and goes on so, as nobody has taken over
         sent, arrived = transfer(a, b, 1)
         assert sent == arrived
         sent, arrived = transfer(b, a, 2)
         assert sent == arrived
+        ask(path, {**state, "lasts": True})
+        ask(path, {**state, "engine": "offload"})
+        shown = ask(path, {"do": "show"})
+        assert (shown["engine"], shown["lasts"], shown["why"]) == ("offload", True, "")
 
 
 def test_an_engine_falls_back_and_says_why(host):

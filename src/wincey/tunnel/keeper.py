@@ -185,9 +185,12 @@ class Keeper:
         self._engage(PLAIN)
         relay = self._relay
         relay.outbound()  # what is queued in it, as far as a batch goes
+        lasts = header and is_lasting(relay.tun)  # an earlier release does not know of it, and could not end it
         relay.tun = reopen_tun(relay.tun, header=header)
         relay.header = header
         self._interface.tun = relay.tun
+        if lasts:
+            set_lasting(relay.tun, on=True)
 
     def _terminate(self, *_: object) -> None:
         raise SystemExit(0)
