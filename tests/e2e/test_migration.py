@@ -273,8 +273,10 @@ DEVICES = {("vxlan", 1): {"flannel.1"}, ("vxlan", 2): {"flannel.2"}, ("host-gw",
 
 
 def devices(hosts):
+    """Those of the backends; the pairs beside a TUN device (docs/backends/udp.md) go without saying, without it they don't."""
     links = [json.loads(sh(host, "ip -j link")) for host in hosts]
-    return [{link["ifname"] for link in each if link["ifname"].startswith("flannel")} for each in links]
+    names = [{link["ifname"] for link in each if link["ifname"].startswith("flannel")} for each in links]
+    return [{name for name in each if name.partition("-")[0] not in each - {name}} for each in names]
 
 
 def config_of(backend):
