@@ -52,7 +52,7 @@ def host(tmp_path):
 
     def run():
         state = State(str(tmp_path / "subnet.env"), random.Random(0))
-        return PartDriver(Part("things", (Thing,), open_keeper), state)
+        return PartDriver(Part("things", (Thing,), open_keeper), state, lambda failure: None)
 
     return things, opened, run
 

@@ -9,7 +9,7 @@ from wincey.agent.desired import DesiredState
 from wincey.agent.reconciler import Reconciler, causes
 from wincey.model.address import Subnet
 from wincey.model.bgp import BgpRoute
-from wincey.model.state import Failure, InterfaceAddress, Link, Route, Sysctl
+from wincey.model.state import Changes, Failure, InterfaceAddress, Link, Route, Sysctl
 
 A, B = Route(Subnet.parse("10.3.1.0/24"), "flannel.1"), Route(Subnet.parse("10.3.2.0/24"), "flannel.1")
 FOREIGN = Route(Subnet.parse("10.3.9.0/24"), "flannel.1")
@@ -118,3 +118,22 @@ async def test_what_another_program_makes_is_never_repaired_and_told_by_its_driv
     assert any("no such device" in record.message and record.levelname == "ERROR" for record in caplog.records)
     kernel.failing.clear()
     await until(lambda: not reconciler.failures)
+
+
+async def test_what_failed_for_want_of_room_is_put_once_the_old_is_gone():
+    """A device that a driver makes has the name of one that another driver only then removes."""
+
+    kernel, desired = MemoryKernel(), DesiredState()
+    kernel.objects = {FOREIGN.key: FOREIGN}
+    free = kernel.apply
+
+    async def narrow(changes):
+        if kernel.objects and changes.put:
+            await free(Changes(delete=changes.delete))
+            return [Failure(thing, "taken") for thing in changes.put]
+        return await free(changes)
+
+    kernel.apply = narrow
+    desired.put("a", [A])
+    assert await Reconciler(desired, [kernel]).settle() == []
+    assert kernel.objects == {A.key: A}

@@ -261,13 +261,14 @@ def test_the_probe_says_what_is_missing(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
-        (["CAP_NET_ADMIN", "CAP_NET_RAW"], "this process lacks the capability CAP_BPF"),  # flannel's DaemonSet
-        (["CAP_BPF"], "this process lacks the capability CAP_NET_ADMIN"),
-        (["CAP_BPF", "CAP_NET_ADMIN"], ""),
+        # flannel's DaemonSet
+        (["CAP_NET_ADMIN", "CAP_NET_RAW"], "this process lacks the capabilities CAP_BPF and CAP_PERFMON"),
+        (["CAP_BPF", "CAP_PERFMON"], "this process lacks the capability CAP_NET_ADMIN"),
+        (["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"], ""),
     ],
 )
 def test_capabilities_decide(kept, reason):
-    numbers = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39}
+    numbers = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_PERFMON": 38, "CAP_BPF": 39}
     mask = sum(1 << numbers[name] for name in kept)
     told = in_a_child(mask, lambda: (probe.missing_capabilities((6, 18)), loads()))
     assert told[0] == reason

@@ -9,7 +9,7 @@ import pytest
 
 from support.packets import MAC_A, UDP_PORT, address, ether, ip, tcp, udp, verify
 from wincey.bpf import program, syscall
-from wincey.bpf.maps import Map
+from wincey.bpf.maps import Map, processors
 from wincey.bpf.program import read_baked
 from wincey.bpf.udp import CHECKS, CONFIG, COUNTERS, PROCESS, ROUTE, ROUTE_KEY
 
@@ -58,11 +58,20 @@ class Programs:
             each.close()
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    programs = Programs()
+    yield programs
+    programs.close()
+
+
 @pytest.fixture
-def programs():
-    loaded = Programs()
-    yield loaded
-    loaded.close()
+def programs(loaded):
+    """As they were loaded, with nothing counted."""
+    loaded.configure()
+    for index in range(len(COUNTERS)):
+        syscall.map_update(loaded.maps["counters"].fd, struct.pack("=I", index), bytes(8 * processors()))
+    return loaded
 
 
 def wire(
@@ -291,6 +300,7 @@ def test_the_longest_prefix_decides(programs):
     assert out[30:34] == address(OTHER)
     _, out = programs.run("udp_cut_in", ether(inner(10, MINE, "10.1.2.50")))
     assert out[30:34] == address(PEER)
+    programs.maps["routes"].delete(ROUTE_KEY.pack(28, address("10.1.2.0")))
 
 
 # --- baking ----------------------------------------------------------------------------------------------------------

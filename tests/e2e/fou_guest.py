@@ -1,4 +1,4 @@
-"""The udp backend by the kernel's own FOU, on a kernel that has it: beside keepers, and in their place. Run by test_ipip.py."""
+"""The udp backend by the kernel's own FOU, on a kernel that has it: beside keepers, and in their place. Run by test_fou.py."""
 
 import json
 import re

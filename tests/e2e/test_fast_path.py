@@ -38,7 +38,9 @@ def lab():
         ip_masq=True,
         options=("--fast-path=on", "--api-socket=auto"),
     )
-    with Lab(spec) as made:
+    made = Lab(spec)
+    try:
+        made.up(timeout=120)
         assert made.ping(patience=10).unreachable == []
         for host in made.hosts:
             sh(
@@ -48,6 +50,8 @@ def lab():
             )
         with echo(*made.containers):
             yield made
+    finally:
+        made.down()
 
 
 @pytest.fixture

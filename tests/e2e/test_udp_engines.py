@@ -36,12 +36,17 @@ PAIRS = {"flannel0-f0", "flannel0-f1", "flannel0-m0", "flannel0-m1"}
 FAST = 0.001  # seconds between echo requests
 
 
-def engine(host):
-    """What the daemon says carries its packets, in its local API."""
+def network(host):
+    """What the daemon says of its network."""
     done = host.exec([WINCEY, "status", "--json"], timeout=30)
     assert done.stdout, done.stderr
-    (network,) = msgspec.json.decode(done.stdout, type=StatusReport).networks
-    return network.engine
+    (report,) = msgspec.json.decode(done.stdout, type=StatusReport).networks
+    return report
+
+
+def engine(host):
+    """What carries its packets, as the daemon says."""
+    return network(host).engine
 
 
 def pins(host):
@@ -108,9 +113,9 @@ def capture(host, path: Path):
 @pytest.mark.parametrize("segmenting", [True, False], ids=["segmenting", "whole"])
 def test_every_engine_understands_every_other(make_lab, tmp_path, segmenting):
     """On a wire that carries packets whole, only a kernel may get them unfinished."""
-    engines = {"h1": "bpf", "h2": "bpf", "h3": "offload", "h4": "plain"}
+    engines = {"h1": "bpf", "h2": "bpf", "h3": "plain"}
     lab = make_lab(
-        "udp", hosts=4, segmenting=segmenting, daemons={host: with_engine(name) for host, name in engines.items()}
+        "udp", hosts=3, segmenting=segmenting, daemons={host: with_engine(name) for host, name in engines.items()}
     )
     for host in lab.hosts if segmenting else ():  # nor does the card fill in checksums
         assert host.exec(["ethtool", "-K", "eth0", "tx", "off"]).returncode == 0
@@ -132,10 +137,13 @@ def test_every_engine_understands_every_other(make_lab, tmp_path, segmenting):
             assert {packet.wrapped for packet in seen} == {True}
             assert max(packet.size for packet in seen) <= lab.hosts[0].mtu
     counted = engine(lab.hosts[0]).counters["kernel"]
-    assert counted["out.packets"] > 3000
-    assert counted["in.packets"] > 3000
+    assert counted["out.packets"] > 2000
+    assert counted["in.packets"] > 2000
     assert counted["out.cut"] > 1000  # for those whose other end is a process
     assert counted["in.drop.source"] == 0
+    (device,) = network(lab.hosts[0]).traffic
+    assert device.transmit_packets >= counted["out.packets"]
+    assert device.receive_bytes >= counted["in.bytes"]
     what_the_host_answers(lab)
 
 
@@ -200,6 +208,10 @@ def test_packets_flow_with_nobody_there_and_damage_is_repaired(make_lab, tmp_pat
     assert cleaned.returncode == 0, cleaned.stderr
     assert not links(h1) & {*PAIRS, "flannel0"}
     assert not pins(h1).exists()
+    # The other host's keeper ends by itself, with no daemon there, as for flannel: it takes the programs with it.
+    h2.kill_daemon()
+    os.kill(keeper(h2), signal.SIGTERM)
+    wait_until(lambda: not links(h2) & {*PAIRS, "flannel0"} and not pins(h2).exists())
 
 
 def test_engines_are_switched_without_a_packet_lost(make_lab, tmp_path):
@@ -208,7 +220,7 @@ def test_engines_are_switched_without_a_packet_lost(make_lab, tmp_path):
     wait_until(lambda: ping(*_ends(lab), count=1)[0] == 0)
     flow = ContinuousPing(*lab.containers, tmp_path, interval=FAST)
     try:
-        for host, name in ((h1, "offload"), (h2, "plain"), (h1, "bpf"), (h2, "bpf")):
+        for host, name in ((h1, "offload"), (h2, "plain"), (h1, "bpf")):
             host.stop_daemon()
             host.start_daemon(with_engine(name))
             wait_until(lambda host=host, name=name: engine(host) and engine(host).name == name)
@@ -218,8 +230,7 @@ def test_engines_are_switched_without_a_packet_lost(make_lab, tmp_path):
         flow.kill()
     assert sent > 1000
     assert lost == []
-    for host in lab.hosts:
-        assert engine(host).name == "bpf"
+    assert [engine(host).name for host in lab.hosts] == ["bpf", "plain"]
 
 
 def test_twenty_upgrades_lose_no_packet(make_lab, tmp_path, monkeypatch):
@@ -269,7 +280,7 @@ async def as_it_is(host):
 
 
 def test_without_the_capability_another_engine_is_chosen_and_it_is_said_why(make_lab):
-    deprived = ["setpriv", "--bounding-set=-bpf,-sys_admin"]
+    deprived = ["setpriv", "--bounding-set=-bpf,-sys_admin"]  # with CAP_PERFMON
     lab = make_lab("udp", daemons={"h1": with_engine("auto", *deprived)})
     h1, h2 = lab.hosts
     assert engine(h1).name == "offload"

@@ -158,13 +158,21 @@ class Reconciler:
         for item in (*changes.put, *changes.delete):
             self.failures.pop(item.key, None)
         for step in _steps(changes):
-            for driver in self.drivers:
-                share = Changes(_only(step.put, driver), _only(step.delete, driver))
-                if share:
-                    for failure in await driver.apply(share):
-                        self.failures[failure.object.key] = failure
+            await self._take(step)
+        again = [item for item in changes.put if item.key in self.failures] if changes.delete else []
+        if again:  # what was in their way may be gone only now: another device of the name, a port that was taken
+            for item in again:
+                del self.failures[item.key]
+            await self._take(Changes(again))
         if self.failures:
             self._tell_failures()
+
+    async def _take(self, step: Changes) -> None:
+        for driver in self.drivers:
+            share = Changes(_only(step.put, driver), _only(step.delete, driver))
+            if share:
+                for failure in await driver.apply(share):
+                    self.failures[failure.object.key] = failure
 
     def _tell_failures(self) -> None:
         level = logging.DEBUG if self._told else logging.ERROR

@@ -157,6 +157,8 @@ class NetworkView:
         desired = self._reconciler.desired
         facts = prepared.facts if prepared else None
         devices = sorted(item.makes for item in desired.objects.values() if isinstance(item, Link))
+        engine = self._engine(prepared.config) if prepared else None
+        programs = engine.counters.get("kernel", {}) if engine else {}
         return NetworkReport(
             name=self._name,
             trouble=self.reason,
@@ -173,7 +175,7 @@ class NetworkView:
             if facts
             else None,
             devices=devices,
-            traffic=_traffic(devices),
+            traffic=_traffic(devices, facts.tun if facts else "", programs),
             lease=LeaseReport(
                 subnets=[str(each) for each in lease.key.subnets],
                 reservation=lease.permanent,
@@ -191,7 +193,7 @@ class NetworkView:
             probe=self._probes(),
             bad_keys=[BadKeyReport(key=bad.key, reason=bad.reason) for bad in network.bad.values()],
             reconcile=self._reconcile(),
-            engine=self._engine(prepared.config) if prepared else None,
+            engine=engine,
             fast_path=self._fast_path(),
         )
 
@@ -408,12 +410,17 @@ def _way(window: Window) -> WayReport:
     return WayReport(asked=window.asked, loss=window.loss, rtt=window.rtt)
 
 
-def _traffic(devices: Iterable[str]) -> list[TrafficReport]:
-    return [
-        TrafficReport(device=device, **msgspec.structs.asdict(found))
-        for device in devices
-        if (found := device_traffic(device))
-    ]
+def _traffic(devices: Iterable[str], tun: str, programs: Mapping[str, int]) -> list[TrafficReport]:
+    """What went through our devices. programs: what these carried past the counters of the device `tun`."""
+    reports = []
+    for device in devices:
+        if found := device_traffic(device):
+            counted = msgspec.structs.asdict(found)
+            for way, name in (("receive", "in"), ("transmit", "out")) if device == tun else ():
+                for unit in ("packets", "bytes"):
+                    counted[f"{way}_{unit}"] += programs.get(f"{name}.{unit}", 0)
+            reports.append(TrafficReport(device=device, **counted))
+    return reports
 
 
 def _requests(requests: Mapping[str, Requests]) -> list[RequestsReport]:

@@ -11,7 +11,7 @@ from wincey.bpf.maps import Map
 from wincey.bpf.program import Baked
 from wincey.bpf.syscall import BpfError
 
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -41,13 +41,17 @@ def ask(baked: Baked, kernel: tuple[int, int], needs: tuple[int, int] = (5, 10),
 
 
 def missing_capabilities(kernel: tuple[int, int]) -> str:
-    """Which capabilities this process lacks to load and attach programs, "" for none."""
+    """Which capabilities this process lacks to load and attach programs, "" for none.
+
+    Without CAP_PERFMON the verifier takes precautions against speculative execution, which refuse what a compiler makes of ordinary code.
+    """
     held = effective_capabilities()
     wanted = ["CAP_NET_ADMIN"]
     if not held >> _CAPABILITIES["CAP_SYS_ADMIN"] & 1:
-        wanted.append("CAP_BPF" if kernel >= (5, 8) else "CAP_SYS_ADMIN")
+        wanted += ["CAP_BPF", "CAP_PERFMON"] if kernel >= (5, 8) else ["CAP_SYS_ADMIN"]
     lacking = [name for name in wanted if not held >> _CAPABILITIES[name] & 1]
-    return f"this process lacks the capability {' and '.join(lacking)}" if lacking else ""
+    noun = "capabilities" if len(lacking) > 1 else "capability"
+    return f"this process lacks the {noun} {' and '.join(lacking)}" if lacking else ""
 
 
 def effective_capabilities() -> int:

@@ -55,7 +55,7 @@ class BpfError(WinceyError):
 
 
 _HINTS = {
-    errno.EPERM: " (needs the capabilities CAP_BPF and CAP_NET_ADMIN; before Linux 5.8 CAP_SYS_ADMIN)",
+    errno.EPERM: " (needs the capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; before Linux 5.8 CAP_SYS_ADMIN)",
     errno.ENOSYS: " (this kernel has no bpf(2))",
     errno.ENOMEM: " (out of memory, or of RLIMIT_MEMLOCK before Linux 5.11)",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from wincey.lab.shield import interruptible
 from wincey.model.errors import UsageError
 
 _QUICK_ROUNDS, _ROUNDS = 2, 5
-_QUICK_SECONDS, _SECONDS = 0.5, 1.0
+_QUICK_SECONDS, _SECONDS = 0.5, 0.8
 
 
 @click.group()
@@ -31,7 +32,7 @@ def bench() -> None:
 @bench.command()
 @click.option("--quick", is_flag=True, help="Fewer variants, two short rounds, the segmenting underlay: some minutes.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often each variant is measured.  [default: 5]")
-@click.option("--seconds", type=click.FloatRange(0.2, 10), help="Length of each load.  [default: 1]")
+@click.option("--seconds", type=click.FloatRange(0.2, 10), help="Length of each load.  [default: 0.8]")
 @click.option("--variants", metavar="A,B,...", default="", help="Only these; --list names all.")
 @click.option(
     "--underlay",
@@ -76,7 +77,7 @@ def data(
     \b
     Examples:
       wincey bench data --quick
-      wincey bench data --variants flannel-vxlan,vxlan,vxlan-fast --rounds 7
+      wincey bench data --variants vxlan-flannel-rules,vxlan,vxlan-fast --rounds 7
       wincey bench data --peer flannel=/opt/flannel/flanneld --json figures.json
       wincey bench data --write                     the page and the plot in docs/benchmarks
     """  # noqa: D301  # a real backspace: click keeps the lines after it as they are
@@ -94,10 +95,11 @@ def data(
         rounds or (_QUICK_ROUNDS if quick else _ROUNDS),
         seconds or (_QUICK_SECONDS if quick else _SECONDS),
         baseline,
+        f"bench-{secrets.token_hex(2)}",
     )
     click.echo(
         f"{len(plan.variants)} variants, {len(plan.underlays)} underlays, {plan.rounds} rounds: about"
-        f" {plan.estimate / 60:.0f} minutes",
+        f" {max(plan.estimate / 60, 1):.0f} min; the hosts' names begin with {plan.name}-",
         err=True,
     )
     begin = time.monotonic()

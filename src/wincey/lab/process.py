@@ -83,11 +83,13 @@ class Process:
     def stop(self, number: int = signal.SIGTERM, *, timeout: float = 5) -> bool:
         """Send a signal and wait until it ends; SIGKILL after `timeout` seconds. Whether the signal was enough."""
         self.send(number)
-        if wait_for(lambda: not self.alive, timeout):
-            return True
-        self.send(signal.SIGKILL)
-        wait_for(lambda: not self.alive, timeout)
-        return False
+        enough = wait_for(lambda: not self.alive, timeout)
+        if not enough:
+            self.send(signal.SIGKILL)
+            wait_for(lambda: not self.alive, timeout)
+        if self._child:
+            self._child.poll()  # it may have ended between the two looks of `alive`, and then is a zombie yet
+        return enough
 
 
 def wait_for(condition: Callable[[], bool], timeout: float) -> bool:

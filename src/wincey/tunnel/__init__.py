@@ -8,8 +8,13 @@ device is deleted. The keeper has to stay small, so what it runs is the standard
 
     __main__  starts a keeper: makes the device, or takes over a running keeper's, then detaches
     keeper    the process: one epoll loop over device, socket and control connections
-    relay     the data path: what reads, checks, looks up and sends packets. Another engine takes the place of this module
+    engines   which engine moves the packets, and why no better one
+    relay     the plain engine, one packet in one system call, and what engines share
+    offload   the offload engine in Python: large packets on the device, trains of datagrams on the socket
+    native    the same by the compiled core (core/, in C), where the package has it
+    large     large packets cut and made, as pure functions
     table     which peer an inner address belongs to: longest prefix
+    sources   which inner sources may come from a peer
     packet    header checks and the ICMP error, as pure functions
     device    TUN, UDP and raw sockets
     control   frames on the control socket, read and written by both sides

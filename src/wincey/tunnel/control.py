@@ -7,10 +7,10 @@ requests, and one reply for each in order, with `error` in it if it failed:
     {"do": "configure", "mtu", "local", "port"}   device MTU; another local address or port is a new UDP socket
     {"do": "peers"} + body           records in order (see table.PeerTable)
     {"do": "handover"}               -> descriptors of TUN and UDP socket beside the reply; both keepers may then forward
-    {"do": "taken"}                  the one that asked for them has them: end, and leave the control path to it
+    {"do": "taken"}                  the one that asked for them has them: end, leave the control path to it -> counters
     {"do": "stop"}                   end; the device is gone when the reply comes
 
-A later version may add to this. `show`, `handover`, `taken`, `stop` and the peer record stay as they are, so that any
+The keeper's docstring has what was added: engines, the check of sources. A later version may add more. `show`, `handover`, `taken`, `stop` and the peer record stay as they are, so that any
 version can take over from any other. The end of the connection tells the daemon that the keeper has ended.
 """
 

@@ -153,6 +153,8 @@ class TunnelDriver:
                 remove_leftover(device)
             return None
         state, records = await connection.ask({"do": "show", "peers": True})
+        if state.get("why") and state["why"] != self._shown.get(device, {}).get("why"):
+            log.info("%s: engine %s %s of the udp tunnel (%s)", device, state["engine"], state["core"], state["why"])
         self._shown[device] = state
         if wanted and state["build"] != BUILD:
             log.info("%s: the udp tunnel of build %s hands over to build %s", device, state["build"], BUILD)

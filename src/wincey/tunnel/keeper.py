@@ -85,11 +85,11 @@ class Keeper:
                 keeper._relay.restrict(_check(state))
             keeper._farewell = _words(state.get("farewell", []))
             keeper._engage(str(state.get("wanted", OFFLOAD)))
-            counters = _ask(sock, {"do": "show"}, buffer)[0]["counters"]  # it forwards until the next line
+            keeper._predecessor = _end_of(state.get("pid"), sock)
+            last, _ = _ask(sock, {"do": "taken"}, buffer)
+            counters = last.get("counters", state["counters"])  # an earlier release does not say how it ends
             if isinstance(counters, dict):
                 keeper._relay.restore(counters)
-            keeper._predecessor = _end_of(state.get("pid"), sock)
-            _ask(sock, {"do": "taken"}, buffer)
         finally:
             sock.close()
         keeper.publish()
@@ -185,9 +185,12 @@ class Keeper:
         self._engage(PLAIN)
         relay = self._relay
         relay.outbound()  # what is queued in it, as far as a batch goes
+        lasts = header and is_lasting(relay.tun)  # an earlier release does not know of it, and could not end it
         relay.tun = reopen_tun(relay.tun, header=header)
         relay.header = header
         self._interface.tun = relay.tun
+        if lasts:
+            set_lasting(relay.tun, on=True)
 
     def _terminate(self, *_: object) -> None:
         raise SystemExit(0)
@@ -324,7 +327,7 @@ class Keeper:
 
     def _taken(self, client: _Client, _: Header, __: bytes) -> bytes:
         self._owns_path = self._running = False
-        client.finish(encode({}))
+        client.finish(encode({"counters": self._relay.counters}))
         return b""
 
     def _stop(self, client: _Client, _: Header, __: bytes) -> bytes:

@@ -123,8 +123,10 @@ class Native(Offload):
         self._done(self._library.wincey_inbound(self._core, self.tun, self.udp.fileno()))
 
     def forward(self, control: int) -> None:
-        # Once: a signal, a packet to refuse and a word on `control` all are reasons to come back to the caller's loop.
-        self._done(self._library.wincey_forward(self._core, self._epoll(control).fileno(), self.tun, self.udp.fileno()))
+        for _ in range(_BATCH):  # it comes back for a signal, a word on `control`, and each packet to refuse
+            epoll = self._epoll(control).fileno()
+            if not self._done(self._library.wincey_forward(self._core, epoll, self.tun, self.udp.fileno())):
+                return
 
     def close(self) -> None:
         super().close()

@@ -227,10 +227,13 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *cfg, const __u32 form)
 /* Egress of the underlay device, or of the tunnel device. */
 SEC("tc") int fast_learn_out(struct __sk_buff *skb)
 {
-	struct conf *cfg = configuration();
+	struct conf *cfg;
 	struct udphdr *udp;
 	struct iphdr *ip;
 
+	if (!skb->mark) /* as nearly all packets */
+		return NEXT;
+	cfg = configuration();
 	if (!cfg || !(skb->mark & cfg->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
 	gather(skb, PLAIN);
@@ -252,12 +255,15 @@ SEC("tc") int fast_learn_out(struct __sk_buff *skb)
 /* Egress of the host's end of a container's cable: the way in. */
 SEC("tc") int fast_learn_in(struct __sk_buff *skb)
 {
-	struct conf *cfg = configuration();
+	struct conf *cfg;
 	struct packet packet = {};
 	struct flow new = {}, *flow;
 	struct iphdr *ip;
 	__u8 macs[12];
 
+	if (!skb->mark)
+		return NEXT;
+	cfg = configuration();
 	if (!cfg || !(skb->mark & cfg->mark) || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
 	gather(skb, PLAIN);
@@ -345,7 +351,7 @@ SEC("tc") int fast_out(struct __sk_buff *skb)
 		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
-	if (!fresh(flow->out_seen))
+	if (!fresh(flow->out_seen) || !flow->in_device) /* not yet seen in both directions */
 		return NEXT;
 	if (packet.size > flow->out_most) {
 		add(&counters, TOO_LARGE, packets(skb));
@@ -395,7 +401,7 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 		bpf_map_delete_elem(&flows, &packet.key);
 		return NEXT;
 	}
-	if (!fresh(flow->in_seen))
+	if (!fresh(flow->in_seen) || !flow->form) /* not yet seen in both directions */
 		return NEXT;
 	if (packet.size > flow->in_most) {
 		add(&counters, TOO_LARGE, packets(skb));

@@ -8,7 +8,6 @@ stopped between two measurements.
 from __future__ import annotations
 
 import ipaddress
-import secrets
 import shlex
 import shutil
 from pathlib import Path
@@ -32,17 +31,17 @@ _PATIENCE = 10.0  # seconds until the containers reach each other
 class Pair(Lab):
     """A lab of two hosts for a variant; raises LabError when it can't be, UsageError as LabSpec does.
 
-    segmenting: whether packets are cut to the MTU before they reach the wire. programs: where the compiled helpers are.
+    name: the lab's, shortened where it must be. segmenting: whether packets are cut to the MTU before they reach the wire.
+    programs: where the compiled helpers are.
     """
 
-    def __init__(self, variant: Variant, *, segmenting: bool, programs: Path, root: Path) -> None:
+    def __init__(self, variant: Variant, name: str, *, segmenting: bool, programs: Path, root: Path) -> None:
         self.variant = variant
         self._programs = programs
         daemon = variant.kind == "daemon"
-        name = f"bench-{secrets.token_hex(2)}-{variant.name}"[:31].rstrip("-")
         super().__init__(
             LabSpec(
-                name=name,
+                name=name[:31].rstrip("-"),
                 config=plan.network_config(variant.backend or "alloc", (4,), **variant.config),
                 hosts=2,
                 store="etcd3" if variant.command else "sqlite",

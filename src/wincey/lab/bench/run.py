@@ -30,13 +30,17 @@ _START = 2.5  # seconds that a variant takes to come up
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to measure: variants on underlays, how many rounds, and for how many seconds each load runs."""
+    """What to measure: variants on underlays, how many rounds, and for how many seconds each load runs.
+
+    name: what the names of its labs begin with.
+    """
 
     variants: tuple[Variant, ...]
     underlays: tuple[str, ...] = UNDERLAYS
     rounds: int = 5
     seconds: float = 1.0
     baseline: str = FLANNEL_VXLAN
+    name: str = "bench"
 
     @property
     def estimate(self) -> float:
@@ -86,7 +90,8 @@ class _Part:
         for number, variant in enumerate(self._plan.variants, 1):
             self._report(f"{self._underlay}: starting {variant.name}", number, len(self._plan.variants))
             try:
-                pair = Pair(variant, segmenting=self._underlay == "segmenting", programs=programs, root=root)
+                name = f"{self._plan.name}-{variant.name}"
+                pair = Pair(variant, name, segmenting=self._underlay == "segmenting", programs=programs, root=root)
                 pair.start()
             except WinceyError as error:
                 self._leave_out(variant.name, error)

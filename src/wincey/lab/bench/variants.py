@@ -45,8 +45,8 @@ _NO_RULES = ("--ip-masq=false", "--iptables-forward-rules=false")
 UNDERLAY, ROUTES, FLANNEL_VXLAN, FLANNEL_HOST_GW, PROXY = (
     "underlay",
     "routes",
-    "flannel-vxlan",
-    "flannel-host-gw",
+    "vxlan-flannel-rules",
+    "host-gw-flannel-rules",
     "proxy",
 )
 
@@ -94,7 +94,8 @@ VARIANTS = (
 def chosen(names: Sequence[str], peers: Sequence[tuple[str, str]], *, quick: bool) -> list[Variant]:
     """The variants of these names (none: all, or those of the quick run) and those of the peers, in order.
 
-    peers: name and command of other daemons. Raises UsageError for a name that there is not.
+    peers: name and command of other daemons; all of their variants take part unless some are named. Raises UsageError for a
+    name that there is not.
     """
     others = [
         Variant(name=f"{name}-{backend}", what=f"{name}, {backend}", backend=backend, command=command)
@@ -106,7 +107,8 @@ def chosen(names: Sequence[str], peers: Sequence[tuple[str, str]], *, quick: boo
         if name not in there:
             raise UsageError(f"no variant {name!r}: there are {', '.join(there)}{suggestion(name, list(there))}")
     if names:
-        return [there[name] for name in dict.fromkeys(names)]
+        besides = [] if any(variant.name in names for variant in others) else [variant.name for variant in others]
+        return [there[name] for name in dict.fromkeys((*names, *besides))]
     return [variant for variant in there.values() if variant.quick or not quick]
 
 

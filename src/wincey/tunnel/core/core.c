@@ -28,7 +28,7 @@
 #define GATHER 20000		/* nanoseconds */
 #define DATAGRAMS 16		/* each up to a whole train */
 #define RECEIVE (PACKET + 1)
-#define ARENA (DATAGRAMS * RECEIVE)
+#define ARENA (DATAGRAMS * RECEIVE + VNET)
 
 _Static_assert(sizeof(struct vnet) == VNET, "as the kernel lays it out");
 _Static_assert(ARENA >= (FRAMES + 1) * FRAME, "one arena for both directions");
@@ -193,12 +193,16 @@ static void leave(struct core *core, uint8_t *frame, size_t length, int udp)
 	}
 }
 
-/* How many calls to make next time: as many as brought something, and more when all did. One packet at a time, as of a
- * request and its answer, then costs no call that finds nothing. */
-static uint32_t next_batch(uint32_t made, uint32_t limit, uint32_t most)
+#define STREAK 4	/* packets one way and none the other: no request and its answer */
+
+/* How many packets to ask for next time: as many as there were, and more when there were all and it looks like many. One at a
+ * time, as of a request and its answer, then costs no call that finds nothing. */
+static uint32_t next_batch(uint32_t made, uint32_t limit, uint32_t most, int many)
 {
 	if (made < limit)
 		return made ? made : 1;
+	if (!many)
+		return limit;
 	return limit * 4 < most ? limit * 4 : most;
 }
 
@@ -223,7 +227,8 @@ EXPORT int wincey_outbound(struct core *core, int tun, int udp)
 	}
 	send_trains(core, udp);
 	core->streak = reads * 256 > used ? core->streak + reads : 0;
-	core->reads = next_batch(reads, core->reads, READS);
+	core->inward = 0;
+	core->reads = next_batch(reads, core->reads, READS, core->streak >= STREAK || used > 4096);
 	return result;
 }
 
@@ -341,6 +346,46 @@ static size_t unmarked(const uint8_t *data, size_t length)
 	return size;
 }
 
+/* The packets of one datagram. size: of each but the last, 0 when the kernel does not say. */
+static int enter_all(struct core *core, int tun, const uint8_t *data, size_t length, size_t size, uint32_t host)
+{
+	int result = 0;
+
+	if (!length)
+		core->counters[IN_SHORT]++;
+	if (!size)
+		size = unmarked(data, length);
+	for (size_t at = 0; at < length && !result; at += size)
+		result = enter(core, tun, data + at, length - at < size ? length - at : size, host);
+	return result;
+}
+
+/* One datagram, by the cheapest calls: no merged one's size is asked for, and what precedes the packet lies before it. */
+static int inbound_one(struct core *core, int tun, int udp)
+{
+	uint8_t *frame = core->arena, *packet = frame + VNET;
+	struct sockaddr_in from;
+	socklen_t size = sizeof from;
+	ssize_t length = recvfrom(udp, packet, RECEIVE, MSG_DONTWAIT, (struct sockaddr *)&from, &size);
+
+	if (length < 0) {
+		if (errno != EAGAIN && errno != EINTR)
+			failed(core, IN_ERROR, errno, 1);	/* an error that an earlier send left on the socket */
+		return 0;
+	}
+	core->streak = 0;
+	core->datagrams = next_batch(1, 1, DATAGRAMS, ++core->inward >= STREAK || length > 4096);
+	if (fault(packet, (size_t)length) >= 0) {	/* several, or none */
+		int result = enter_all(core, tun, packet, (size_t)length, 0, from.sin_addr.s_addr);
+
+		return result ? result : write_merged(core, tun);
+	}
+	if (!admitted(core, packet, from.sin_addr.s_addr))
+		return 0;
+	memset(frame, 0, VNET);
+	return write_pieces(core, tun, &(struct iovec){frame, VNET + (size_t)length}, 1, 1, (uint64_t)length);
+}
+
 /* Write to the device what the socket has, at most a batch. 0, or -errno when the device is gone. */
 EXPORT int wincey_inbound(struct core *core, int tun, int udp)
 {
@@ -348,47 +393,38 @@ EXPORT int wincey_inbound(struct core *core, int tun, int udp)
 	struct sockaddr_in from[DATAGRAMS];
 	struct iovec iov[DATAGRAMS];
 	union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control[DATAGRAMS];
-	int want = (int)core->datagrams, got, result = 0;
+	int got, result = 0;
+	size_t bytes = 0;
 
-	for (int i = 0; i < want; i++) {
+	core->merge.count = 0;
+	if (core->datagrams == 1)
+		return inbound_one(core, tun, udp);
+	for (uint32_t i = 0; i < core->datagrams; i++) {
 		iov[i] = (struct iovec){core->arena + i * (size_t)RECEIVE, RECEIVE};
 		messages[i].msg_hdr = (struct msghdr){.msg_name = &from[i], .msg_namelen = sizeof from[i], .msg_iov = &iov[i],
 						      .msg_iovlen = 1, .msg_control = &control[i],
 						      .msg_controllen = sizeof control[i].space};
 	}
-	if (want > 1) {
-		got = recvmmsg(udp, messages, (unsigned)want, MSG_DONTWAIT, NULL);
-	} else {
-		ssize_t length = recvmsg(udp, &messages[0].msg_hdr, MSG_DONTWAIT);
-
-		messages[0].msg_len = (unsigned)length;
-		got = length < 0 ? -1 : 1;
-	}
+	got = recvmmsg(udp, messages, core->datagrams, MSG_DONTWAIT, NULL);
 	if (got < 0) {
 		if (errno != EAGAIN && errno != EINTR)
-			failed(core, IN_ERROR, errno, 1);	/* an error that an earlier send left on the socket */
+			failed(core, IN_ERROR, errno, 1);
+		core->datagrams = 1;
 		return 0;
 	}
-	core->streak = 0;
-	core->datagrams = next_batch((uint32_t)got, core->datagrams, DATAGRAMS);
-	core->merge.count = 0;
 	for (int i = 0; i < got && !result; i++) {
-		const uint8_t *data = iov[i].iov_base;
-		size_t length = messages[i].msg_len, size = 0;
 		struct cmsghdr *header = CMSG_FIRSTHDR(&messages[i].msg_hdr);
-		int marked = 0;
+		int size = 0;
 
-		if (header && header->cmsg_level == IPPROTO_UDP && header->cmsg_type == UDP_GRO) {
-			memcpy(&marked, CMSG_DATA(header), sizeof marked);
-			size = marked > 0 ? (size_t)marked : 0;
-		}
-		if (!size)
-			size = unmarked(data, length);
-		if (!length)
-			core->counters[IN_SHORT]++;
-		for (size_t at = 0; at < length && !result; at += size)
-			result = enter(core, tun, data + at, length - at < size ? length - at : size, from[i].sin_addr.s_addr);
+		if (header && header->cmsg_level == IPPROTO_UDP && header->cmsg_type == UDP_GRO)
+			memcpy(&size, CMSG_DATA(header), sizeof size);
+		bytes += messages[i].msg_len;
+		result = enter_all(core, tun, iov[i].iov_base, messages[i].msg_len, size > 0 ? (size_t)size : 0,
+				   from[i].sin_addr.s_addr);
 	}
+	core->streak = 0;
+	core->inward += (uint32_t)got;
+	core->datagrams = next_batch((uint32_t)got, core->datagrams, DATAGRAMS, core->inward >= STREAK || bytes > 4096);
 	return result ? result : write_merged(core, tun);
 }
 
@@ -448,7 +484,7 @@ static void gather(struct core *core)
 	struct timespec now;
 	uint64_t moment;
 
-	if (core->streak < 4)
+	if (core->streak < STREAK)
 		return;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	moment = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;

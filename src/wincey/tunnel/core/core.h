@@ -106,7 +106,7 @@ struct core {
 	uint8_t check, trains, merge_tcp, merge_udp;
 	uint32_t reads, datagrams;		/* of the next batch */
 	uint64_t moment;			/* nanoseconds: when the last batch of small packets was done with */
-	uint32_t streak;			/* small packets that went out since something came in */
+	uint32_t streak, inward;		/* small packets out since one came in; datagrams in since one went out */
 	uint32_t refused;			/* bytes of a packet that nobody has, 0 when there is none to tell of */
 	uint8_t refusal[1024];
 };
