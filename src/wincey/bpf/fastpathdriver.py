@@ -16,7 +16,7 @@ import msgspec
 
 from wincey.bpf import fastpath, probe, syscall
 from wincey.bpf.attach import Attachment, device_index
-from wincey.bpf.bpffs import owner_directory
+from wincey.bpf.bpffs import owner_directory, sweep
 from wincey.bpf.fastpath import COUNTERS, LIBERAL, Places
 from wincey.bpf.maps import Map
 from wincey.bpf.objects import Objects
@@ -229,6 +229,7 @@ class FastPathDriver:
     def _open(self) -> str:
         """Get maps and programs into the kernel; why that can't be, "" if it was done."""
         try:
+            sweep()
             self._objects.open()
         except BpfError as error:
             return str(error)
