@@ -131,9 +131,7 @@ def mutants(arguments: argparse.Namespace) -> int:
     for name in chosen:
         caught = hunt(name, start, arguments.runs)
         away += caught is None
-        invariant, seeds = (
-            (caught.invariant, str(caught.seeds)) if caught else ("**not caught**", f"> {arguments.runs}")
-        )
+        invariant, seeds = (caught.invariant, caught.took) if caught else ("**not caught**", f"> {arguments.runs}")
         print(f"| {MUTANTS[name].what} | {invariant} | {seeds} |", flush=True)
     return away
 

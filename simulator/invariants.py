@@ -5,7 +5,7 @@ Which of them is asked when, and which fault excuses what, is for `world.py` to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -81,6 +81,11 @@ def astray(name: str, objects: Mapping[Key, Object], desired: Mapping[Key, Objec
     return [
         f"{name} has {kind} {', '.join(found[:3])}" for kind, found in (("stale", stale), ("not", missing)) if found
     ]
+
+
+def leftover(name: str, owners: Iterable[str], keys: Container[str]) -> list[str]:
+    """Nothing is kept for a lease that is gone. owners: the store keys for which a host keeps something, "" for itself."""
+    return [f"{name} keeps what was for {owner}, which is gone" for owner in owners if owner and owner not in keys]
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -55,23 +56,25 @@ class Mutant(msgspec.Struct, frozen=True):
 
 
 class Caught(msgspec.Struct, frozen=True):
-    """By which invariant, at which seed, and the how manieth it was."""
+    """By which invariant, and what it took: the number of seeds, or a scenario that was kept."""
 
     invariant: str
-    seed: int
-    seeds: int
+    took: str
 
 
 def hunt(name: str, start: int, most: int) -> Caught | None:
-    """Run seeds, of HOSTS hosts each, until one catches the mutant; None when none of `most` does."""
-    for place in range(most):
+    """Run seeds, of HOSTS hosts each, and then the kept scenarios, until one catches the mutant; None when none does."""
+    tries = [(str(place + 1), scenarios.generate(start + place, hosts=HOSTS)) for place in range(most)]
+    tries += [(path.stem, scenarios.Scenario.decode(path.read_bytes())) for path in sorted(KEPT.glob("*.json"))]
+    for took, scenario in tries:
         with MUTANTS[name].applied():
-            violations = World(scenarios.generate(start + place, hosts=HOSTS)).run().violations
+            violations = World(scenario).run().violations
         if violations:
-            return Caught(violations[0].invariant, start + place, place + 1)
+            return Caught(violations[0].invariant, took)
     return None
 
 
+KEPT = Path(__file__).parents[1] / "tests" / "simulator" / "scenarios"
 MUTANTS: dict[str, Mutant] = {}
 HOSTS = 4
 

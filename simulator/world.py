@@ -21,7 +21,7 @@ import msgspec
 
 from simulator import invariants
 from simulator.etcd import Etcd, Member, Picture, Version
-from simulator.faults import Clone, ConfigChange, Fault
+from simulator.faults import Clone, ConfigChange, Fault, StaleMember
 from simulator.forwarding import Station, obstacle
 from simulator.history import Recorder
 from simulator.host import RESTART, Events, Host, Machines, Tempo
@@ -80,6 +80,7 @@ class World:
         self._config_before: dict[str, Any] = self._config
         self._backups: list[tuple[float, Picture]] = []
         self._clones: dict[Clone, list[Host]] = {}
+        self._originals: dict[str, Host] = {}  # by the names of copies with their address
         self._disturbed_until = STARTS
         self._harmed: dict[int, float] = {}  # by host, 0 for all: until when a fault may take its packets
         self._connected: dict[tuple[str, str], None] = {}
@@ -91,6 +92,7 @@ class World:
         self._config_at = (
             self._trouble_until
         ) = -1e9  # the latest change of the config, the end of the latest other fault
+        self._lost_at = -1e9  # when the store last lost data
         self._fault_count = 0
         self._over = False
         self._scribbled = 0
@@ -150,6 +152,7 @@ class World:
 
     def bereave(self) -> None:
         """The store has lost data: whose lease is gone is excused until it is back."""
+        self._lost_at = self.loop.now
         for host in self.hosts:
             if host.held and not self._owns(host, self.etcd.get(self.lease_key(host.held))):
                 host.bereft = True
@@ -199,6 +202,8 @@ class World:
         copy.boots = original.boots if fault.same_boot else original.boots + 1000
         if not fault.own_address:
             self._clones.setdefault(fault, []).append(copy)
+            if not fault.same_boot:
+                self._originals[copy.name] = original
         copy.start()
 
     def remove_clones(self, fault: Clone) -> None:
@@ -314,10 +319,13 @@ class World:
 
     def _disturb(self, fault: Fault) -> None:
         now = self.loop.now
-        self._disturbed_until = max(self._disturbed_until, now + fault.lasts)
+        # A stale member is found out by its clients: all has to be well while it still is one.
+        self._disturbed_until = max(self._disturbed_until, now + (0 if isinstance(fault, StaleMember) else fault.lasts))
+        if isinstance(fault, StaleMember):
+            self.loop.call_later(self.bound, self._settled)
         if isinstance(fault, ConfigChange):
             self._config_at = now
-        else:
+        elif not isinstance(fault, Clone):
             self._trouble_until = max(self._trouble_until, now + fault.lasts)
         if fault.harms:
             until = now + fault.lasts + self.bound
@@ -335,6 +343,9 @@ class World:
         if now == before or now is None or self._over:
             return
         self.note(host.name, "", f"containers get {now}")
+        original = self._originals.get(host.name)
+        if original and original.ready is None and original.running and self.loop.now > self._trouble_until + STARTS:
+            self._violate("an address is one host's", f"{host.name} joined with that of {original.name}, which lives")
         if not (host.bereft or host.renumbered or self._is_double(host)):
             for text in invariants.moved(host.name, before, now, self._read_config()):
                 self._violate("a host keeps its subnet", text)
@@ -467,6 +478,8 @@ class World:
         harmed = max((self._harmed.get(number, 0.0) for number in (0, one.number, other.number)), default=0.0)
         # Who is late to hear that another host has changed its way sends to where nobody listens any more.
         late = self._config_at > since - self.bound and self._trouble_until > since - self.bound
+        # Who starts when the store has just lost the leases knows of no peer, until they have put theirs back.
+        late |= self._lost_at > since - self.bound and max(one.started_at, other.started_at) > self._lost_at - STARTS
         if harmed < since and not late and not self._excused(one) and not self._excused(other):
             text = f"{pair[0]} to {pair[1]} for {INTERRUPTION} s, since {since:.3f} s: {found[1]}"
             self._violate("packets go on flowing", text)
@@ -481,7 +494,7 @@ class World:
     def _all_is_well(self) -> None:
         self.note("", "", "all has to be well now")
         live = [host for host in self.hosts if host.up and not host.gone and not self._is_double(host)]
-        joined = []
+        joined, keys = [], {key.decode("utf-8", "backslashreplace") for key in self.etcd.keys}
         for host in live:
             if not host.running or host.ready is not None:
                 full = isinstance(host.ended_by, OutOfSubnets) or str(host.ready).startswith("out of subnets")
@@ -494,6 +507,8 @@ class World:
                 self._violate("a lease is kept", text)
             assert host.reconciler
             for text in invariants.astray(host.name, host.kernel.objects, host.reconciler.desired.objects):
+                self._violate("the kernel is as wanted", text)
+            for text in invariants.leftover(host.name, host.reconciler.desired.owners, keys):
                 self._violate("the kernel is as wanted", text)
             for text in invariants.tampered(host.name, host.kernel.foreign, self._foreign):
                 self._violate("nothing foreign is touched", text)
