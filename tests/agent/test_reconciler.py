@@ -137,3 +137,21 @@ async def test_what_failed_for_want_of_room_is_put_once_the_old_is_gone():
     desired.put("a", [A])
     assert await Reconciler(desired, [kernel]).settle() == []
     assert kernel.objects == {A.key: A}
+
+
+async def test_a_host_that_can_not_be_looked_at_is_looked_at_again(running, monkeypatch, caplog):
+    monkeypatch.setattr("wincey.agent.reconciler.RETRY_FIRST", 0.01)
+    reconciler, kernel, desired = running
+    look, refused = kernel.observe, []
+
+    async def observe(*arguments):
+        refused.append(arguments)
+        raise OSError(24, "Too many open files")
+
+    kernel.observe = observe
+    desired.put("a", [A])
+    reconciler.suspect("a test")
+    await until(lambda: len(refused) >= 3)
+    kernel.observe = look
+    await until(lambda: kernel.objects == {A.key: A})
+    assert caplog.text.count("the host can't be looked at or changed, which is tried again") == 1

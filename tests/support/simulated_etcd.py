@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the simulator is for devel
 
 from simulator.etcd import Etcd
 from simulator.wire import Link, WireClient
+
 from wincey.store.etcd3 import Etcd3Store
 from wincey.store.kv import KeyValueStore
 

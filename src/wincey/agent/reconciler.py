@@ -57,6 +57,7 @@ class Reconciler:
         self._settled = asyncio.Event()
         self._failed_audits = 0
         self._told = False  # the last audit's failures are known
+        self._blind = False  # the host could not be looked at, the last time
         for driver in drivers:
             driver.watch(self.suspect)
 
@@ -88,7 +89,8 @@ class Reconciler:
         """
         await self._settled.wait()
         while True:
-            retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if self.failures else self._pause()
+            failed = self.failures or self._blind
+            retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if failed else self._pause()
             try:
                 # Not wait_for, here and elsewhere: up to Python 3.11 it may swallow the cancellation that ends us.
                 async with asyncio.timeout(retry):
@@ -101,11 +103,19 @@ class Reconciler:
             self._wake.clear()
             why, self._why = self._why, None
             async with self._lock:
-                if why is not None:
-                    await self._audit(why)
-                    memory.give_back()
-                else:
-                    await self._apply(self.desired.take_changes())
+                try:
+                    if why is not None or self._blind:
+                        await self._audit(why)
+                        memory.give_back()
+                    else:
+                        await self._apply(self.desired.take_changes())
+                    self._blind = False
+                except (
+                    OSError
+                ) as error:  # no free descriptor, no memory, a device that went away: what is there carries on
+                    if not self._blind:
+                        log.error("the host can't be looked at or changed, which is tried again: %s", error)
+                    self._blind, self._failed_audits = True, self._failed_audits + 1
 
     def _pause(self) -> float:
         # With many peers an audit costs tens of milliseconds: at most a thousandth of a processor goes into slow audits.
