@@ -88,6 +88,7 @@ class Host:
         self.gone = False  # it was taken away for good
         self.held: Subnet | None = None  # what its containers were told
         self.bereft = False  # a fault took its lease from the store, and it is not back
+        self.bereft_at = -1e9  # when that last was
         self.renumbered = False  # its address changed while no agent ran
         self.ready: str | None = "not started"
         self.network: Network | None = None

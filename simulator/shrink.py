@@ -52,6 +52,6 @@ def _candidates(scenario: Scenario) -> Iterator[Scenario]:
     if scenario.spread:
         yield replace(scenario, spread=0.0)
     for place, timed in enumerate(faults):
-        for fault in (replace(timed.fault, lasts=0.0), replace(timed.fault, lasts=round(timed.fault.lasts / 2, 1))):
-            if timed.fault.lasts > 1.0:
-                yield replace(scenario, faults=(*faults[:place], replace(timed, fault=fault), *faults[place + 1 :]))
+        if timed.fault.lasts > 1.0:
+            fault = replace(timed.fault, lasts=round(timed.fault.lasts / 2, 1))  # 0 would be a fault that never ends
+            yield replace(scenario, faults=(*faults[:place], replace(timed, fault=fault), *faults[place + 1 :]))

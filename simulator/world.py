@@ -319,9 +319,10 @@ class World:
 
     def _disturb(self, fault: Fault) -> None:
         now = self.loop.now
+        found_out = isinstance(fault, StaleMember) and len(self.etcd.members) > 1
         # A stale member is found out by its clients: all has to be well while it still is one.
-        self._disturbed_until = max(self._disturbed_until, now + (0 if isinstance(fault, StaleMember) else fault.lasts))
-        if isinstance(fault, StaleMember):
+        self._disturbed_until = max(self._disturbed_until, now + (0 if found_out else fault.lasts))
+        if found_out:
             self.loop.call_later(self.bound, self._settled)
         if isinstance(fault, ConfigChange):
             self._config_at = now
@@ -389,7 +390,7 @@ class World:
         if version.value is not None and self._owns(host, version.value):
             host.bereft = False
         elif actor == "":
-            host.bereft = True
+            host.bereft, host.bereft_at = True, self.loop.now
         elif host.up and not host.bereft and not self._is_double(host) and not host.renumbered:
             config, did = self._read_config(), "deleted" if version.value is None else "overwrote"
             if config is None or config.allows(LeaseKey.parse(version.key.decode().rpartition("/")[2])):
@@ -441,6 +442,8 @@ class World:
     def _crashed(self, host: Host) -> None:
         """An agent died: at a step that a fault chose, which may be long after that fault."""
         self.note(host.name, "", "the agent dies")
+        if host.held and not self._owns(host, self.etcd.get(self.lease_key(host.held))):
+            host.renumbered = True  # its lease has not been told of its address, or is lost
         self._disturbed_until = max(self._disturbed_until, self.loop.now + RESTART)
         self.loop.call_later(RESTART + self.bound, self._settled, context=host.link.world)
 
@@ -478,6 +481,8 @@ class World:
         harmed = max((self._harmed.get(number, 0.0) for number in (0, one.number, other.number)), default=0.0)
         # Who is late to hear that another host has changed its way sends to where nobody listens any more.
         late = self._config_at > since - self.bound and self._trouble_until > since - self.bound
+        # Who hears that a lease is gone, and not that it is back.
+        late |= self._trouble_until > since - self.bound and max(one.bereft_at, other.bereft_at) > since - self.bound
         # Who starts when the store has just lost the leases knows of no peer, until they have put theirs back.
         late |= self._lost_at > since - self.bound and max(one.started_at, other.started_at) > self._lost_at - STARTS
         if harmed < since and not late and not self._excused(one) and not self._excused(other):
