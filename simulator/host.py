@@ -182,7 +182,7 @@ class Host:
     def _tell(self, reason: str | None) -> None:
         self.ready = reason
         if reason is None:
-            self._failures = 0
+            self._failures, self.ended_by = 0, None
             found = read_env_file(str(self.subnet_file)).subnets
             self.held = found[0].masked() if found else None
             self.events.published(self)

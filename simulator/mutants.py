@@ -19,7 +19,6 @@ from simulator import scenario as scenarios
 from simulator.world import World
 from wincey.agent import network as agent_network
 from wincey.agent import preparation
-from wincey.agent.desired import DesiredState
 from wincey.agent.network import Network
 from wincey.agent.peers import Peers
 from wincey.agent.planner import Planner
@@ -213,7 +212,7 @@ def trust_the_past() -> list[Patch]:
     return [(Etcd3Store, "_check_past", check)]
 
 
-@mutant("nor is it where the last change was a deletion")
+@mutant("it is not checked where the last change was a deletion")
 def trust_deletions() -> list[Patch]:
     real = Etcd3Store._check_past
 
@@ -326,15 +325,6 @@ def forget_state() -> list[Patch]:
     return [(State, "_load", lambda self: None), (preparation, "published_macs", lambda attrs: {})]
 
 
-@mutant("of two owners of one object the second is forgotten")
-def one_owner() -> list[Patch]:
-    def withdraw(self: DesiredState, owner: str, key: Any) -> None:
-        self._set(key, None)
-        self._shared.pop(key, None)
-
-    return [(DesiredState, "_withdraw", withdraw)]
-
-
 @mutant("a changed address of the host is overlooked")
 def ignore_address() -> list[Patch]:
     return [(Network, "host_changed", lambda self: None)]
@@ -353,20 +343,6 @@ def no_helpers() -> list[Patch]:
         return real(self, lease) if self._backend.reaches(lease.attrs) else []
 
     return [(Planner, "peer", peer)]
-
-
-@mutant("a new way is published before it works")
-def publish_first() -> list[Patch]:
-    return [(Network, "_keeps_its_lease", lambda self, config, snapshot: False)]
-
-
-@mutant("a peer whose lease is removed is gone at once")
-def no_patience() -> list[Patch]:
-    def remove(self: Peers, key: str, patience: float) -> None:
-        self.bad.pop(key, None)
-        self._reconciler.desired.put(key, ())
-
-    return [(Peers, "remove", remove)]
 
 
 @mutant("routes are deleted before what takes their place is there")
@@ -397,8 +373,3 @@ def outage_empties() -> list[Patch]:
         real(self, reason)
 
     return [(Network, "_on_outage", on_outage)]
-
-
-@mutant("a call to the store that fails is repeated at once, without a pause")
-def no_pause() -> list[Patch]:
-    return [(agent_network, "retry_in", lambda failures, rng: 0.0), (holder, "retry_in", lambda failures, rng: 0.0)]

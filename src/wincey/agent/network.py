@@ -202,6 +202,10 @@ class Network:
             await self._patiently(lambda: claim.seen(acquired.snapshot.claims.get(claim.key)))
         if moved or not early:
             await self._become(prepared, acquired.snapshot, patience)
+        elif acquired.snapshot is not known:
+            # It took a second reading: the watch begins after that one, and never tells what came between the two.
+            self._peers.put_all(acquired.snapshot, patience)
+            self._reconciler.apply_soon()
         return acquired.snapshot.revision, attrs
 
     def _must_yield_to(self, lease: Lease) -> bool:
