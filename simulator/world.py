@@ -352,8 +352,12 @@ class World:
         original = self._originals.get(host.name)
         if original and original.ready is None and original.running and self.loop.now > self._trouble_until + STARTS:
             self._violate("an address is one host's", f"{host.name} joined with that of {original.name}, which lives")
-        if not (host.bereft or host.renumbered or self._is_double(host)):
-            for text in invariants.moved(host.name, before, now, self._read_config()):
+        config = self._read_config()
+        # With one in its place that nobody can follow, or that it hears of late, the one before may be followed still.
+        recent = self.loop.now - self.bound
+        unsure = self._config_at > recent and (config is None or self._trouble_until > recent)
+        if not (host.bereft or host.renumbered or unsure or self._is_double(host)):
+            for text in invariants.moved(host.name, before, now, config):
                 self._violate("a host keeps its subnet", text)
         self._lets_go(host)
         host.renumbered = host.bereft = False
@@ -393,7 +397,8 @@ class World:
             host.bereft, host.bereft_at = True, self.loop.now
         elif host.up and not host.bereft and not self._is_double(host) and not host.renumbered:
             config, did = self._read_config(), "deleted" if version.value is None else "overwrote"
-            if config is None or config.allows(LeaseKey.parse(version.key.decode().rpartition("/")[2])):
+            excluded = config is None or not config.allows(LeaseKey.parse(version.key.decode().rpartition("/")[2]))
+            if not excluded and self._config_at < self.loop.now - self.bound:  # it may follow the one before still
                 self._violate("a lease is kept", f"{actor} {did} the lease of {host.name}, {version.key.decode()}")
 
     def _expired(self, keys: list[bytes]) -> None:

@@ -79,6 +79,11 @@ async def acquire(
         if decision.take:
             snapshot = None  # two of 10,000 leases at once are many megabytes
             snapshot = await registry.snapshot()  # who else created what at the same time
+            if registry.lease_key(lease.key) not in snapshot.leases:
+                log.warning("our new lease %s is not in the store any more; getting one again", lease.key)
+                await asyncio.sleep(rng.uniform(0, min(1.0, 0.02 * rounds)))
+                snapshot = None
+                continue
         if older := losers(lease, snapshot.leases.values(), identity):
             log.warning("subnet %s overlaps the older lease %s; taking another", lease.key, older[0].key)
             await _release(registry, lease)

@@ -38,7 +38,8 @@ _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
 
 
 class _Cursor(msgspec.Struct):
-    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, and hang on `lease`.
+    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, be as old as then, and
+    hang on `lease`.
 
     gone: it last saw `key` deleted, at `key_revision`: the key must have been there just before, and not at `revision`.
 
@@ -49,6 +50,7 @@ class _Cursor(msgspec.Struct):
     revision: int
     key: bytes = b""
     key_revision: int = 0
+    key_created: int = 0
     lease: str = "0"
     gone: bool = False
 
@@ -101,7 +103,7 @@ class Etcd3Store:
             cursor = _Cursor(listing.revision)
             if newest:
                 cursor.key, cursor.key_revision = newest.key.encode(), newest.revision
-                cursor.lease = newest.handle or "0"
+                cursor.key_created, cursor.lease = newest.created, newest.handle or "0"
             self._newest[prefix] = cursor
             return listing
 
@@ -285,7 +287,8 @@ class Etcd3Store:
             if error.code == _OUT_OF_RANGE:  # compacted, or a revision that the store does not have yet
                 raise HistoryLost(f"cannot resume at revision {cursor.revision}: {error}") from error
             raise
-        known = [(entry.mod_revision, entry.lease) for entry in found] == [(cursor.key_revision, cursor.lease)]
+        was = (cursor.key_revision, cursor.key_created, cursor.lease)
+        known = [(entry.mod_revision, entry.create_revision, entry.lease) for entry in found] == [was]
         if cursor.gone:
             known = bool(before) and not found
         if cursor.key and not known:
@@ -316,6 +319,7 @@ class Etcd3Store:
         for event in result.events:
             cursor.revision = cursor.key_revision = event.kv.mod_revision
             cursor.key, cursor.lease, cursor.gone = event.kv.key, event.kv.lease, event.type == "DELETE"
+            cursor.key_created = event.kv.create_revision
             if cursor.gone:
                 changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
