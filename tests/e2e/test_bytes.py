@@ -89,6 +89,8 @@ def value_of(lab, host, backend, families):
     for family, name in ((4, "BackendData"), (6, "BackendV6Data")):
         if family in mac:
             parts.append(f'"{name}":{{"VNI":1,"VtepMAC":"{mac[family]}"}}')
+    if backend == "udp":  # the one thing that we say and flannel does not, nor reads (docs/backends/udp.md)
+        parts.append('"BackendData":{"Engine":"bpf"}')
     return "{" + ",".join(parts) + "}"
 
 

@@ -116,6 +116,7 @@ def test_encapsulation_left_to_the_device(make_lab, tmp_path):
     """Where headers carry more than the programs know of (GBP), they hand packets to the tunnel's device."""
     lab = make_lab(config=network_config("vxlan", GBP=True), options=FAST)
     h1, (one, two) = lab.hosts[0], lab.containers
+    assert lab.ping(patience=10).unreachable == []
     assert "and flannel.1, which encapsulates: group policy" in "\n".join(h1.log())
     with taken(*lab.hosts, least=50):
         sent, received = transfer(one, two, megabytes=50)

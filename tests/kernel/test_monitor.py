@@ -67,7 +67,7 @@ class Watched:
         """Wait until everything that has happened so far must have been read: a marker is noticed."""
         marked = len(self.hosts)
         await self.run("ip address add 192.0.2.99/32 dev lo", "ip address delete 192.0.2.99/32 dev lo")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.hosts) < marked + 2:
                 await asyncio.sleep(0.005)
 

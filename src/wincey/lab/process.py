@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from wincey.lab.namespace import enter_argv
@@ -88,7 +89,9 @@ class Process:
             self.send(signal.SIGKILL)
             wait_for(lambda: not self.alive, timeout)
         if self._child:
-            self._child.poll()  # it may have ended between the two looks of `alive`, and then is a zombie yet
+            with suppress(subprocess.TimeoutExpired):
+                # `alive` has seen the end of its first thread, or that it is a zombie; the others may take a moment more.
+                self._child.wait(timeout)
         return enough
 
 
