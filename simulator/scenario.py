@@ -25,7 +25,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """One run. seed: of everything left to chance within it. spread: seconds over which the hosts start.
 
     audit, probe: see host.Tempo. rest: seconds without a fault at the end, after all has settled. spare: subnets of the pool
-    beyond one for each host. shards: networks over which the hosts are spread.
+    beyond one for each host.
     """
 
     seed: int
