@@ -1,6 +1,5 @@
 """docs/rough-edges.md: all forty-two are there, and each test that it names."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -27,6 +26,5 @@ def test_each_names_tests_that_there_are(number):
     assert named, f"{number}: no test"
     assert TEST.sub("", shown).strip(" ,") == "", f"{number}: something else than tests"
     for path, name in named:
-        tree = ast.parse((ROOT / path).read_text())
-        functions = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        functions = re.findall(r"^ *(?:async )?def (\w+)\(", (ROOT / path).read_text(), re.MULTILINE)
         assert name in functions, f"{number}: {path} has no {name}"

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from support.keys import wait_until
 from support.traffic import ContinuousPing, ping
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
@@ -125,6 +126,7 @@ def test_nothing_breaks_and_nothing_malformed_gets_in(lab, tmp_path):
         *(inner(theirs, mine, fragment=flags) for flags in (0x2000, 0x00B9, 0x1FFF, 0x3FFF)),
         inner(theirs, "255.255.255.255"), inner(theirs, "224.0.0.1"), inner(theirs, "10.5.255.254"),
     ]  # fmt: skip
+    wait_until(lambda: all(shown(host)[1] for host in (h1, h2)))  # each has the other in its table
     before = {host.name: shown(host) for host in (h1, h2)}
     pids = {host.name: (host.daemon.pid, before[host.name][0]["pid"]) for host in (h1, h2)}
     pings = ContinuousPing(h1.containers[0], h2.containers[0], tmp_path)
