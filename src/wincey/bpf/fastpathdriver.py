@@ -224,7 +224,7 @@ class FastPathDriver:
             monitor.close()
 
     async def _listed(self) -> str | None:
-        return await nft.listing("table", "ip", self._table)
+        return await nft.listing("table", "ip", self._table) if find("nft") else None
 
     def _open(self) -> str:
         """Get maps and programs into the kernel; why that can't be, "" if it was done."""
