@@ -129,6 +129,14 @@ def test_one_seed_is_one_history_whatever_the_process():
     assert generate(4711) == generate(4711) != generate(4712)
 
 
+def test_several_processes_share_the_runs():
+    command = [sys.executable, "-m", "simulator", "--start", "4711", "--runs", "3", "--hosts", "2", "--processes", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "3 runs, seeds 4711 to 4713: 0 failed" in done.stdout, done.stderr
+    assert done.returncode == 0
+
+
 def test_scenarios_are_kept_as_json():
     made = [generate(seed) for seed in range(300)]
     assert [Scenario.decode(each.encode()) for each in made] == made
