@@ -55,7 +55,7 @@ class Kernel:
             Route(parse("0.0.0.0/0"), UNDERLAY, parse("10.99.255.254/32").address),
             Route(parse("172.17.0.0/16"), "docker0"),
             # Inside the cluster's network, and beside the containers that packets are followed to: it may lie in a host's subnet.
-            Route(parse("10.3.255.240/28"), UNDERLAY, parse("10.99.255.253/32").address),
+            Route(parse("10.3.255.160/28"), UNDERLAY, parse("10.99.255.253/32").address),
             Route(parse("10.3.255.16/28"), "docker0"),
             InterfaceAddress("docker0", parse("172.17.0.1/16")),
             Neighbor(UNDERLAY, parse("10.99.255.254/32").address, b"\x02\x00\x00\x00\x00\xfe"),
