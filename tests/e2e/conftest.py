@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from support.fastpath import Talk
+from support.traffic import ContinuousPing
 from wincey.lab.lab import Lab
 from wincey.lab.plan import LabSpec, network_config
 
@@ -38,3 +40,31 @@ def make_lab(tmp_path):
             target = tmp_path / f"{lab.spec.name}-{host.name}.log"
             target.write_text("\n".join(host.log()))
         lab.down()
+
+
+@pytest.fixture
+def measuring(tmp_path):
+    """Start pings between containers; they end with the test."""
+    started = []
+
+    def start(*pairs):
+        started.extend(ContinuousPing(*pair, tmp_path) for pair in pairs)
+        return started[-len(pairs) :]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Start talks over TCP between containers; they end with the test."""
+    talks = []
+
+    def start(source, address, **rest):
+        talks.append(Talk(source, address, tmp_path, **rest))
+        return talks[-1]
+
+    yield start
+    for each in talks:
+        each.close()

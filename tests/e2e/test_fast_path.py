@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from support.fastpath import DatagramPing, Talk, counted, echo, not_taken, taken
+from support.fastpath import DatagramPing, counted, echo, not_taken, taken
 from support.interop import sh
 from support.keys import wait_until
 from support.traffic import transfer
@@ -66,19 +66,6 @@ def rules(lab):
     yield add
     for host in made:
         sh(host, "nft 'add table ip test; delete table ip test'")
-
-
-@pytest.fixture
-def talk(tmp_path):
-    talks = []
-
-    def start(source, address, **rest):
-        talks.append(Talk(source, address, tmp_path, **rest))
-        return talks[-1]
-
-    yield start
-    for each in talks:
-        each.close()
 
 
 def dnat(destination, port, to):

@@ -6,7 +6,7 @@ import time
 import msgspec
 import pytest
 
-from support.fastpath import DatagramPing, Talk, counted, directory, echo, pins, taken
+from support.fastpath import DatagramPing, counted, directory, echo, pins, taken
 from support.interop import said, sh
 from support.keys import wait_until
 from wincey.bpf.fastpath import Places
@@ -17,19 +17,6 @@ from wincey.lab.plan import network_config
 
 LIBERAL = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
 FAST = ("--fast-path=on",)
-
-
-@pytest.fixture
-def talk(tmp_path):
-    talks = []
-
-    def start(source, address, **rest):
-        talks.append(Talk(source, address, tmp_path, **rest))
-        return talks[-1]
-
-    yield start
-    for each in talks:
-        each.close()
 
 
 @pytest.fixture

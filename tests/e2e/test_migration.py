@@ -13,25 +13,11 @@ import pytest
 
 from support.interop import Probe, ours, raw_lease, said, sh, standin, with_iptables
 from support.keys import get, lease_key, wait_until
-from support.traffic import ContinuousPing
+from support.traffic import none_lost
 from wincey.lab.errors import NotReady
 from wincey.lab.plan import network_config
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
-
-
-@pytest.fixture
-def measuring(tmp_path):
-    """Start pings between containers; they end with the test."""
-    started = []
-
-    def start(*pairs):
-        started.extend(ContinuousPing(*pair, tmp_path) for pair in pairs)
-        return started[-len(pairs) :]
-
-    yield start
-    for each in started:
-        each.kill()
 
 
 @pytest.fixture
@@ -45,13 +31,6 @@ def probing():
     yield start
     for each in probes:
         each.end()
-
-
-def none_lost(pings, least=50):
-    for ping in pings:
-        sent, lost = ping.sent_and_lost()
-        assert sent > least
-        assert lost == 0, f"{lost} of {sent} lost: {ping.path}"
 
 
 def facts(host):

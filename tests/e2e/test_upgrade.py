@@ -17,7 +17,7 @@ import pytest
 
 from support.interop import ours, raw_lease, said, sh, standin
 from support.keys import lease_key, wait_until
-from support.traffic import ContinuousPing
+from support.traffic import none_lost
 from wincey import __version__
 from wincey.lab.errors import NotReady
 
@@ -49,27 +49,6 @@ def earlier(tmp_path_factory):
     return shlex.join(["env", f"PYTHONPATH={tree / 'src'}", sys.executable, "-m", "wincey.cli.flanneld"])
 
 
-@pytest.fixture
-def pinging(tmp_path):
-    """Start pings between pairs of containers; they end with the test."""
-    started = []
-
-    def start(*pairs):
-        started.extend(ContinuousPing(*pair, tmp_path) for pair in pairs)
-        return started[-len(pairs) :]
-
-    yield start
-    for each in started:
-        each.kill()
-
-
-def none_lost(pings):
-    for ping in pings:
-        sent, lost = ping.sent_and_lost()
-        assert sent > 50
-        assert lost == 0, f"{lost} of {sent} lost: {ping.path}"
-
-
 def leases(lab):
     """As in the store, but for the engine of udp, which flannel neither writes nor reads (docs/backends/udp.md)."""
     return [raw_lease(lab, lease_key(host))[0].replace(',"BackendData":{"Engine":"bpf"}', "") for host in lab.hosts]
@@ -81,18 +60,18 @@ def versions(host):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_flannel_is_replaced_host_by_host_and_comes_back(make_lab, pinging, backend):
+def test_flannel_is_replaced_host_by_host_and_comes_back(make_lab, measuring, backend):
     """With vxlan and host-gw no packet is lost. With udp flannel's own device goes with flannel: its host pauses, others don't."""
     flannel = standin()
     lab = make_lab(backend, store="etcd3", hosts=3, daemons={"*": flannel}, containers=1)
     assert lab.ping(patience=10).unreachable == []
     before, published = [host.env for host in lab.hosts], leases(lab)
     first, second, third = lab.containers
-    pings = [] if backend == "udp" else pinging((first, second), (second, third), (third, first))
+    pings = [] if backend == "udp" else measuring((first, second), (second, third), (third, first))
 
     for host in lab.hosts:
         bystanders = [each for each in lab.containers if each.host is not host]
-        beside = pinging(bystanders) if backend == "udp" else []
+        beside = measuring(bystanders) if backend == "udp" else []
         host.stop_daemon()
         host.start_daemon(ours(lab))
         assert lab.ping(patience=10).unreachable == []
@@ -102,7 +81,7 @@ def test_flannel_is_replaced_host_by_host_and_comes_back(make_lab, pinging, back
 
     for host in lab.hosts:
         bystanders = [each for each in lab.containers if each.host is not host]
-        beside = pinging(bystanders) if backend == "udp" else []
+        beside = measuring(bystanders) if backend == "udp" else []
         host.stop_daemon()
         if (
             backend == "udp"
@@ -120,12 +99,12 @@ def test_flannel_is_replaced_host_by_host_and_comes_back(make_lab, pinging, back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_earlier_version_is_replaced_and_comes_back(make_lab, pinging, earlier, backend):
+def test_an_earlier_version_is_replaced_and_comes_back(make_lab, measuring, earlier, backend):
     """Nothing is lost either way; the udp tunnel is handed over to one of the other version, each time."""
     lab = make_lab(backend, store="etcd3", daemons={"*": f"{earlier} --etcd-api=v3 --ip-masq"}, containers=1)
     assert lab.ping(patience=10).unreachable == []
     before, published = [host.env for host in lab.hosts], leases(lab)
-    pings = pinging(lab.containers, reversed(lab.containers))
+    pings = measuring(lab.containers, reversed(lab.containers))
     for command in (f"{ours(lab)} --ip-masq", None):
         for host in lab.hosts:
             host.stop_daemon()

@@ -95,3 +95,11 @@ class ContinuousPing:
             self._process.kill()
             self._process.wait()
         self._output.close()
+
+
+def none_lost(pings, least=50):
+    """Assert that each of the ContinuousPings sent more than `least` and had every answer."""
+    for ping in pings:
+        sent, lost = ping.sent_and_lost()
+        assert sent > least
+        assert lost == 0, f"{lost} of {sent} lost: {ping.path}"
