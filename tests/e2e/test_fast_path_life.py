@@ -55,6 +55,8 @@ def test_nothing_is_lost_by_upgrades_restarts_and_crashes(make_lab, datagrams):
     one, two = lab.containers
     with echo(one, two):
         ping = datagrams(one, two.address(4))
+        with taken(*lab.hosts, least=5):  # the daemons have put their programs: from here on they are ours to replace
+            time.sleep(0.05)
         for number in range(20):
             with taken(*lab.hosts, least=5):
                 replace_programs(lab.hosts[number % 2], number // 2 + 1)
