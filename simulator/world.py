@@ -159,7 +159,7 @@ class World:
         self._lost_at = self.loop.now
         for host in self.hosts:
             if host.held and not self._owns(host, self.etcd.get(self.lease_key(host.held))):
-                host.bereft = True
+                host.bereft, host.bereft_at = True, self.loop.now
 
     def add_host(self, address: Address | None = None) -> Host:
         """Another machine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support.etcd import EtcdServer, require_etcd, require_etcd35
+
+# Whoever was started in the background by a shell ignores these, and so would all that the tests start and interrupt.
+for number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 pytest_plugins = ["support.ci_skips", "support.figures"]  # in CI a skipped test is a failure
 

@@ -393,6 +393,24 @@ async def test_out_of_subnets(world, caplog):
         assert caplog.text.count("going on as before") == 1
 
 
+@pytest.mark.parametrize(("first_pause", "later"), [(0.01, 0.08), (3600.0, 3600.0)])
+async def test_a_host_without_a_subnet_asks_ever_less_and_at_once_when_one_may_be_free(
+    world, monkeypatch, first_pause, later
+):
+    monkeypatch.setattr(network_module, "AGAIN", first_pause)
+    monkeypatch.setattr(network_module, "AT_THE_LATEST", later)
+    first, second = Agent(world, 1), Agent(world, 2)
+    async with second.living():
+        async with first.living():
+            await until(lambda: first.is_ready and second.is_ready)
+            kept = first.network.lease
+            await world.put_config(SubnetMin=first.key[:-3], SubnetMax=first.key[:-3])
+            await until(lambda: "out of subnets" in str(second.ready[-1]) and second.network._again_in == later)
+        await world.registry.release(await world.registry.read(kept.key))
+        await until(lambda: second.is_ready)
+        assert second.network.lease.key == kept.key
+
+
 async def test_the_address_of_another_live_host(world):
     first, second = Agent(world, 1), Agent(world, 2)
     async with first.living():

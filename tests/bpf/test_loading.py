@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -182,6 +183,35 @@ def test_pins_of_vanished_hosts_are_swept(ns, directory, tmp_path):
         subprocess.run(["sleep", "0.1"], check=True)
     assert not left.exists()
     assert ns.call(lambda: len(list(directory.glob("link_*")))) == 1
+
+
+def test_pins_that_somebody_removed_are_put_back_with_all_that_is_known(ns, directory):
+    """As when two releases run at once, and each retires the other."""
+
+    def again():
+        with Objects(directory, BAKED) as objects:
+            objects.open()
+            objects.maps["routes"].put(*ROUTE)
+            objects.attach([OUT])
+            bpffs.remove(directory / BAKED.digest)
+            objects.open()
+            objects.attach([OUT])
+        with Objects(directory, BAKED) as objects:
+            objects.open()
+            assert not objects.fresh
+            assert objects.attached([OUT]) == [OUT]
+            return objects.maps["routes"].items()
+
+    assert ns.call(again) == dict([ROUTE])
+
+
+def test_who_changes_pins_is_alone(directory):
+    code = "import sys, pathlib; from wincey.bpf.bpffs import alone\nwith alone(pathlib.Path(sys.argv[1])): print('in')"
+    with bpffs.alone(directory):
+        other = subprocess.Popen([sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.communicate(timeout=1)
+    assert other.communicate(timeout=10)[0] == "in\n"
 
 
 @pytest.mark.parametrize("batch", [True, False])

@@ -9,6 +9,7 @@ import pytest
 from support.fastpath import DatagramPing, counted, directory, echo, pins, taken
 from support.interop import said, sh
 from support.keys import wait_until
+from wincey.bpf.bpffs import alone
 from wincey.bpf.fastpath import Places
 from wincey.bpf.objects import Objects
 from wincey.bpf.program import read_baked
@@ -41,7 +42,7 @@ def replace_programs(host, number):
     release = msgspec.structs.replace(baked, programs=other)
 
     def swap():
-        with Objects(directory(host), release) as objects:
+        with Objects(directory(host), release) as objects, alone(directory(host)):
             objects.open()
             assert not objects.fresh
             objects.attach(Places(("eth0",), ("c1",)).attachments())

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,15 @@ def test_own_lease_is_reused():
     mine = lease("10.3.7.0-24", "10.99.0.1")
     decision = pick(V4, [lease("10.3.8.0-24", "10.99.0.2"), mine])
     assert (decision.reuse, decision.take, decision.drop) == (mine, None, ())
+
+
+def test_the_lease_that_is_held_stays_ours_whatever_somebody_changed_of_it_while_our_address_changed():
+    held = lease("10.3.6.0-24", "192.0.2.77")
+    meddled = msgspec.structs.replace(held, attrs=LeaseAttrs(held.attrs.public_ip, backend_type="host-gw"), created=9)
+    decision = decide(V4, [meddled], ME, previous=[], held=held, rng=random.Random(1))
+    assert decision.reuse == meddled
+    taken = lease("10.3.6.0-24", "192.0.2.78")
+    assert decide(V4, [taken], ME, previous=[], held=held, rng=random.Random(1)).take
 
 
 def test_own_reservation_wins_over_an_ordinary_lease():

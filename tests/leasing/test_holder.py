@@ -184,6 +184,24 @@ async def test_renewal_after_an_administrator_shortened_the_lease(make_registry)
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_lease_that_is_near_its_end_is_renewed_at_once(make_registry):
+    """As after rounds in which its host could not have what it should, and went on with what it had."""
+    registry = await make_registry()
+    lease = (await join(registry, 1)).lease
+    key = registry.lease_key(lease.key)
+    shortened = await registry.store.replace(await registry.store.get(key), lease.attrs.encode(), 600)
+    lease = msgspec.structs.replace(lease, revision=shortened.revision, handle=shortened.handle)
+    ends = asyncio.get_running_loop().time() + 600
+    renewal = Renewal(registry, lease, 3600, random.Random(1), ends)
+    task = asyncio.create_task(renewal.run())
+    async with asyncio.timeout(10):
+        while renewal.left() < 80_000:
+            await asyncio.sleep(0.02)
+    assert await registry.store.time_left(await registry.store.get(key)) > 80_000
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_margin_of_almost_a_day_renews_each_time_it_is_due(make_registry):
     """A renewal that is due is done, however much time is left; else it would be due again at once, and again."""
     registry = await make_registry()

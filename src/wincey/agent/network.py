@@ -56,7 +56,10 @@ class _OutOfDate(Exception):
 
 
 AGAIN = 8.0
-"""Seconds, with jitter, after which a running host tries again what was not possible."""
+"""Seconds, with jitter, after which a running host tries again what was not possible; twice as many each time it is not again."""
+
+AT_THE_LATEST = 300.0
+"""What these grow to: thousands of hosts that can't have what they should must not wear the store out."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -98,9 +101,11 @@ class Network:
         self._territory = Territory(state, reconciler)
         self.prepared: Prepared | None = None
         self._lease: Lease | None = None
+        self._lease_ends: float | None = None  # see Renewal
         self._claim: Claim | None = None
         self._renewal: Renewal | None = None
         self._again_in: float | None = None  # seconds after which to try again what was not possible as wanted
+        self._crowded = False  # it was not possible as no subnet was free
         self._host_changed = asyncio.Event()
         self._once = Once()
         self._preparation = Preparation(registry, look, state, self._once, ask=ask, seat=seat)
@@ -193,7 +198,7 @@ class Network:
         if moved:
             rounds = f" after {acquired.rounds} rounds" if acquired.rounds > 1 else ""
             log.info("lease acquired: %s%s", acquired.lease.key, rounds)
-        self._lease = acquired.lease
+        self._lease, self._lease_ends = acquired.lease, None
         if (acquired.snapshot.config or b"") != prepared.raw:
             raise _OutOfDate("the network config changed meanwhile")
         if any(map(self._must_yield_to, acquired.snapshot.leases.values())):
@@ -244,13 +249,18 @@ class Network:
         """Go on as we are, among the peers that there are, where a running host can't have what it should by now."""
         assert self._lease
         self._once.warn("joining", f"{error}; going on as before with {self._lease.key}, and trying again")
-        if isinstance(error, OutOfSubnets):
+        crowded = isinstance(error, OutOfSubnets)
+        if crowded:
             self._on_ready(str(error))
         # Each attempt at another host's address is one line in that host's log.
-        self._again_in = AGAIN if isinstance(error, OutOfSubnets) else 10 * AGAIN
+        self._try_again(AGAIN if crowded else 10 * AGAIN)
+        self._crowded = crowded
         self._peers.put_all(snapshot, COMES_BACK)
         self._reconciler.apply_soon()
         return snapshot.revision, self._lease.attrs
+
+    def _try_again(self, least: float) -> None:
+        self._again_in = min(AT_THE_LATEST, max(least, 2 * (self._again_in or 0)))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Do it until the store answers."""
@@ -352,12 +362,16 @@ class Network:
         )
         reason = self._env.publish(env)
         self._on_ready(reason)
-        self._again_in = AGAIN if reason else None
+        self._crowded = False
+        if reason:
+            self._try_again(AGAIN)
+        else:
+            self._again_in = None
 
     async def _follow(self, revision: int, attrs: LeaseAttrs) -> str:
         """Take in changes until a new round is needed; returns why."""
         assert self._lease
-        self._renewal = Renewal(self.registry, self._lease, self._settings.margin, self._rng)
+        self._renewal = Renewal(self.registry, self._lease, self._settings.margin, self._rng, self._lease_ends)
         coroutines: list[Coroutine[None, None, str]] = [
             self._watch_store(revision, attrs),
             self._watch_lease(self._renewal),
@@ -375,7 +389,7 @@ class Network:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._lease, self._renewal = self._renewal.lease, None
+            self._lease, self._lease_ends, self._renewal = self._renewal.lease, self._renewal.ends, None
 
     async def _wait(self, seconds: float) -> str:
         await asyncio.sleep(seconds)
@@ -383,6 +397,7 @@ class Network:
 
     async def _watch_lease(self, renewal: Renewal) -> str:
         await renewal.run()
+        renewal.ends = None
         return f"our lease {renewal.lease.key} was lost"
 
     async def _watch_host(self) -> str:
@@ -440,6 +455,8 @@ class Network:
             self._peers.put(update.key, update.lease)
         else:
             self._peers.remove(update.key, COMES_BACK)
+            if self._crowded:
+                return "a lease is gone: a subnet may be free now"
         return None
 
     async def _take_in_own(self, update: Update, attrs: LeaseAttrs) -> str | None:

@@ -16,7 +16,8 @@ The programs of the udp backend are c/udp.c, with `udp` as the driver of their d
 
 A driver that has programs of its own does this (all calls are synchronous and take about a millisecond):
 
-    with Objects(owner_directory("fastpath", state_directory), read_baked("fastpath")) as objects:
+    pins = owner_directory("fastpath", state_directory)
+    with Objects(pins, read_baked("fastpath")) as objects, alone(pins):
         objects.open()                                    # maps by their pins, or new ones; programs; raises BpfError
         objects.maps["routes"].make_equal({key: value})   # fill before attaching
         objects.attach([Attachment("fastpath_out", "veth1", "ingress")])     # again and again does no harm

@@ -10,10 +10,13 @@ share one mount, never meet. Its file names can't have a dot.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from wincey.bpf import syscall
@@ -57,6 +60,11 @@ def owner_directory(name: str, state: Path, mount: Path = MOUNT) -> Path:
     return mount / _ROOT / f"{name}_{digest}"
 
 
+def mount_of(directory: Path) -> Path:
+    """The mount that an owner's directory lies in."""
+    return directory.parent.parent
+
+
 def encoded(device: str) -> str:
     """A device's name as a part of a file name: bpffs knows no dots."""
     return device.replace("%", "%25").replace(".", "%2e").replace("_", "%5f")
@@ -72,10 +80,30 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Have no other process change what is pinned, of any owner, meanwhile. directory: an owner's. Raises BpfError.
+
+    Two daemons of one owner, of which one retires what the other is making, would lose what is in the maps.
+    """
+    ensure_mounted(mount_of(directory))
+    root = directory.parent
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BpfError(f"directory {root}", error.errno or 0) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def sweep(mount: Path = MOUNT) -> None:
     """Remove the pins of owners all of whose devices are gone: of hosts of a lab, of containers that died.
 
-    Raises nothing: what can't be read is left alone.
+    Raises nothing: what can't be read is left alone. To be called `alone`.
     """
     root = mount / _ROOT
     if not root.is_dir():

@@ -7,6 +7,7 @@ ordinary path, and `told` has why.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import msgspec
 
 from wincey.bpf import fastpath, probe, syscall
 from wincey.bpf.attach import Attachment, device_index
-from wincey.bpf.bpffs import owner_directory, sweep
+from wincey.bpf.bpffs import alone, owner_directory, sweep
 from wincey.bpf.fastpath import COUNTERS, LIBERAL, Places
 from wincey.bpf.maps import Map
 from wincey.bpf.objects import Objects
@@ -62,7 +63,7 @@ class FastPathDriver:
         self._directory = owner_directory("fastpath", directory)
         self._objects = Objects(self._directory, self._baked, tcx=tcx)
         self._path: FastPath | None = None  # as it was put in place by this process
-        self._wraps = False
+        self._wraps, self._limit = False, ""  # whether the programs encapsulate, and why not
         self._attached: dict[Attachment, int] = {}  # to devices of this index
         self._listing: str | None = None
         self._generation = GenerationCounter()
@@ -114,7 +115,7 @@ class FastPathDriver:
         return {name: counters.total(number) for number, name in enumerate(COUNTERS)} if counters else {}
 
     async def _put(self, path: FastPath) -> None:
-        if reason := path.lacking or _reason_against(path) or self._open():
+        if reason := path.lacking or _reason_against(path) or self._attach(path):
             if self._refused is None or self._refused != (path, reason):
                 log.warning("no fast path for containers, their packets take the ordinary path: %s", reason)
             if self._objects.exists:
@@ -122,26 +123,20 @@ class FastPathDriver:
             self.told, self._refused = f"none: {reason}", (path, reason)
             return
         self._refused = None
-        limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
-        wraps = path.form != "plain" and not limit
-        self._objects.maps["conf"].put(bytes(4), fastpath.conf(path, wraps=wraps))
-        self._path, self._wraps = path, wraps
-        self._follow_ports()
-        self._objects.retire()
         # Last what lets flows in. Only with it conntrack is sure to be there, and has the setting.
         await nft.commit(fastpath.table(path, self._table))
         self._become_liberal()
         self._verified, self._listing = self._generation.read(), await self._listed()
         self._begin_watching()
-        self._tell(limit)
+        self._tell()
 
-    def _tell(self, limit: str) -> None:
+    def _tell(self) -> None:
         assert self._path
         told = f"between containers and {self._path.underlay}"
         if self._path.form != "plain":
             told += f", {self._path.form} headers by the programs"
-        if limit:
-            told = f"between containers and {self._path.tunnel}, which encapsulates: {limit}"
+        if self._limit:
+            told = f"between containers and {self._path.tunnel}, which encapsulates: {self._limit}"
         if told != self.told:
             log.info("fast path for established flows without NAT: %s", told)
         self.told = told
@@ -226,13 +221,23 @@ class FastPathDriver:
     async def _listed(self) -> str | None:
         return await nft.listing("table", "ip", self._table) if find("nft") else None
 
-    def _open(self) -> str:
-        """Get maps and programs into the kernel; why that can't be, "" if it was done."""
-        try:
-            sweep()
-            self._objects.open()
-        except BpfError as error:
-            return str(error)
+    def _attach(self, path: FastPath) -> str:
+        """Get maps and programs into the kernel and to their devices; why the kernel can't have them, "" if it was done.
+
+        Raises BpfError and OSError where they can't be attached.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(alone(self._directory))
+                sweep()
+                self._objects.open()
+            except BpfError as error:
+                return str(error)
+            self._limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
+            self._path, self._wraps = path, path.form != "plain" and not self._limit
+            self._objects.maps["conf"].put(bytes(4), fastpath.conf(path, wraps=self._wraps))
+            self._follow_ports()
+            self._objects.retire()
         return ""
 
     def _reason_against_wrapping(self) -> str:

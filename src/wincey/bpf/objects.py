@@ -49,8 +49,11 @@ class Objects:
         return self._directory.is_dir()
 
     def open(self) -> None:
-        """Open maps and programs by their pins; make, or take over from another release, what is missing. Raises BpfError."""
-        bpffs.ensure_mounted(_mount_of(self._directory))
+        """Open maps and programs by their pins; make, or take over from another release, what is missing. Raises BpfError.
+
+        What is open already and was unpinned meanwhile, as another release does in its `retire`, is pinned again.
+        """
+        bpffs.ensure_mounted(bpffs.mount_of(self._directory))
         try:
             self._generation.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -58,6 +61,9 @@ class Objects:
         for name in self._baked.maps:
             if name not in self.maps:
                 self.maps[name] = self._open_map(name)
+            self._pin(f"map_{name}", self.maps[name].fd)
+        for name, opened in self.programs.items():
+            self._pin(f"prog_{name}", opened)
         missing = [name for name in self._baked.programs if name not in self.programs]
         for name in missing:
             fd = syscall.obj_get(str(self._generation / f"prog_{name}"))
@@ -66,12 +72,11 @@ class Objects:
         # A program uses the maps it was loaded with: beside a new map it has to be loaded anew.
         absent = [n for n in self._baked.programs if n not in self.programs or self.fresh & self._uses(n)]
         for name, fd in program.load(self._baked, self.maps, absent).items():
-            pin = self._generation / f"prog_{name}"
-            pin.unlink(missing_ok=True)
+            (self._generation / f"prog_{name}").unlink(missing_ok=True)
             if (former := self.programs.pop(name, None)) is not None:
                 os.close(former)
             self.programs[name] = fd
-            syscall.obj_pin(fd, str(pin))
+            self._pin(f"prog_{name}", fd)
 
     def attach(self, attachments: Iterable[Attachment]) -> None:
         """Have the programs run at these places: attached, replaced, or left if they do. Raises BpfError for the first failure."""
@@ -106,9 +111,13 @@ class Objects:
 
     def remove(self) -> None:
         """Detach all programs and unpin them and the maps, of every release. Raises BpfError."""
-        self.detach_others(())
-        self.close()
-        bpffs.remove(self._directory)
+        if not self.exists:
+            self.close()
+            return
+        with bpffs.alone(self._directory):
+            self.detach_others(())
+            self.close()
+            bpffs.remove(self._directory)
 
     def close(self) -> None:
         """Release the descriptors; what is pinned stays."""
@@ -134,20 +143,18 @@ class Objects:
             if found and found.layout == layout:
                 if place != pin:
                     pin.unlink(missing_ok=True)
-                    syscall.obj_pin(found.fd, str(pin))
                 return found
             if found:
                 found.close()
-        made = Map.create(name, layout)
         pin.unlink(missing_ok=True)
-        syscall.obj_pin(made.fd, str(pin))
         self.fresh.add(name)
-        return made
+        return Map.create(name, layout)
+
+    def _pin(self, name: str, fd: int) -> None:
+        """Have it pinned in this release's directory, if it is not."""
+        pin = self._generation / name
+        if not pin.exists():
+            syscall.obj_pin(fd, str(pin))
 
     def _uses(self, name: str) -> set[str]:
         return {used for _, used in self._baked.programs[name].maps}
-
-
-def _mount_of(directory: Path) -> Path:
-    """The mount that an owner's directory lies in: MOUNT/wincey/OWNER."""
-    return directory.parent.parent

@@ -22,7 +22,7 @@ import msgspec
 
 from wincey.bpf import pairs
 from wincey.bpf.attach import Attachment, device_index
-from wincey.bpf.bpffs import owner_directory, sweep
+from wincey.bpf.bpffs import alone, owner_directory, sweep
 from wincey.bpf.objects import Objects
 from wincey.bpf.pairs import Pair
 from wincey.bpf.program import read_baked
@@ -128,7 +128,7 @@ class BpfTunnelDriver:
             failures += [Failure(thing, str(error)) for thing in routes]
         for tunnel in tunnels:
             try:
-                self._set_up(self._opened(), tunnel)
+                self._set_up(tunnel)
             except BpfError as error:
                 self._close()
                 failures.append(Failure(tunnel, str(error)))
@@ -204,8 +204,16 @@ class BpfTunnelDriver:
         if former:
             hosts.remove(hosts.items().keys() - _hosts(objects))
 
-    def _set_up(self, objects: Objects, tunnel: BpfTunnel) -> None:
-        sweep()
+    def _set_up(self, tunnel: BpfTunnel) -> None:
+        with alone(self._pins):
+            sweep()
+            objects = self._opened()
+            objects.open()  # again: what was opened to look at it may be unpinned by now
+            self._attach(objects, tunnel)
+        self._watch.devices = _devices(tunnel)
+        log.info("udp tunnel %s: eBPF programs carry it from here on", tunnel.device)
+
+    def _attach(self, objects: Objects, tunnel: BpfTunnel) -> None:
         for pair in pairs_of(tunnel.device):
             pairs.make(pair)
         hosts = _hosts(objects)
@@ -220,8 +228,6 @@ class BpfTunnelDriver:
         objects.detach_others(places)
         objects.retire()
         objects.fresh.clear()
-        self._watch.devices = _devices(tunnel)
-        log.info("udp tunnel %s: eBPF programs carry it from here on", tunnel.device)
 
     async def _take_down(self, device: str) -> None:
         self._watch.devices = frozenset()

@@ -53,11 +53,14 @@ def decide(
     """Decide which lease to hold; raises OutOfSubnets.
 
     previous: the subnets this host had (an earlier subnet.env). blocked: subnets whose key is there with a value that
-    nobody can read: somebody may live there. held: the lease that this host has; it stays ours when our address changes.
+    nobody can read: somebody may live there. held: the lease that this host has; it stays ours when our address changes, whatever
+    else of it somebody has changed.
     """
 
     def is_own(lease: Lease) -> bool:
-        return identity.owns(lease.attrs) or bool(held and (lease.key, lease.attrs) == (held.key, held.attrs))
+        if held and lease.key == held.key and Identity(held.attrs.public_ip, held.attrs.public_ipv6).owns(lease.attrs):
+            return True
+        return identity.owns(lease.attrs)
 
     own = [lease for lease in leases if is_own(lease)]
     usable = [lease for lease in own if config.allows(lease.key)]

@@ -118,20 +118,25 @@ async def _release(registry: LeaseStore, lease: Lease) -> None:
 
 
 class Renewal:
-    """Renews a lease for as long as it is ours. `lease` is the latest state of it; `seen` takes what the watch saw."""
+    """Renews a lease for as long as it is ours. `lease` is the latest state of it; `seen` takes what the watch saw.
 
-    def __init__(self, registry: LeaseStore, lease: Lease, margin: float, rng: random.Random) -> None:
+    ends: when it expires, by the event loop's clock; None for one just taken or renewed, and for a reservation.
+    """
+
+    def __init__(
+        self, registry: LeaseStore, lease: Lease, margin: float, rng: random.Random, ends: float | None = None
+    ) -> None:
         self.lease = lease
         self._registry, self._margin, self._rng = registry, margin, rng
         self._kick = asyncio.Event()
-        self._ends: float | None = None  # by the event loop's clock
+        self.ends = ends
 
     def left(self) -> float | None:
         """Seconds until it expires unless it is renewed; None for a reservation, and before the store was asked."""
-        return None if self._ends is None else self._ends - asyncio.get_running_loop().time()
+        return None if self.ends is None else self.ends - asyncio.get_running_loop().time()
 
     def _lasts(self, left: float | None) -> None:
-        self._ends = None if left is None else asyncio.get_running_loop().time() + left
+        self.ends = None if left is None else asyncio.get_running_loop().time() + left
 
     def seen(self, lease: Lease) -> None:
         """Our key changed in the store (by us or by an administrator): look at its time limit again."""
@@ -145,13 +150,14 @@ class Renewal:
 
     async def run(self) -> None:
         """Renew until the lease is lost; then return."""
-        left: float | None = None if self.lease.permanent else TTL
+        known = self.left()
+        left: float | None = None if self.lease.permanent else TTL if known is None else max(0.0, known)
         failures = 0
         self._lasts(left)
         while True:
-            pause = (
-                retry_in(failures, self._rng) if failures else renew_in(left, self._margin, self._rng) if left else None
-            )
+            pause = None if left is None else renew_in(left, self._margin, self._rng)
+            if failures:
+                pause = retry_in(failures, self._rng)
             due = False
             try:
                 async with asyncio.timeout(pause):
