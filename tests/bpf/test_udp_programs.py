@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import msgspec
 import pytest
@@ -28,7 +29,8 @@ class Programs:
 
     def __init__(self) -> None:
         layouts = {
-            name: msgspec.structs.replace(each, entries=min(each.entries, 64)) for name, each in BAKED.maps.items()
+            name: msgspec.structs.replace(each, entries=each.entries if name == "merged" else min(each.entries, 64))
+            for name, each in BAKED.maps.items()
         }
         self.maps = {name: Map.create(name, layout) for name, layout in layouts.items()}
         self.fds = program.load(BAKED, self.maps)
@@ -52,6 +54,11 @@ class Programs:
         totals = {name: self.maps["counters"].total(index) for index, name in enumerate(COUNTERS)}
         return {name: total for name, total in totals.items() if total}
 
+    def merged(self) -> dict[bytes, tuple[int, int]]:
+        """When segments of a flow last went through the merging pair, any and large ones, by the flow's place."""
+        found = {place: struct.unpack("=QQ", times) for place, times in self.maps["merged"].items().items()}
+        return {place: times for place, times in found.items() if any(times)}
+
     def close(self) -> None:
         program.close(self.fds)
         for each in self.maps.values():
@@ -67,10 +74,12 @@ def loaded():
 
 @pytest.fixture
 def programs(loaded):
-    """As they were loaded, with nothing counted."""
+    """As they were loaded, with nothing counted and nothing seen."""
     loaded.configure()
     for index in range(len(COUNTERS)):
         syscall.map_update(loaded.maps["counters"].fd, struct.pack("=I", index), bytes(8 * processors()))
+    for place in loaded.merged():
+        loaded.maps["merged"].put(place, bytes(16))
     return loaded
 
 
@@ -224,6 +233,29 @@ def test_packets_that_the_kernel_can_not_unwrap_whole_are_left_as_they_are(progr
     frame = wire(tcp(THEIRS, MINE, (1, 2), bytes(2500)))
     assert programs.run("udp_wire_in", frame, gso(900, 3)) == (NEXT, frame)  # no type of segmentation in a test run
     assert programs.counted() == {"in.passed": 1}
+
+
+def test_small_segments_pass_the_merging_pair_by_unless_something_of_their_flow_may_be_in_it(programs):
+    def sent(packet):
+        assert programs.run("udp_wire_in", wire(packet)) == (REDIRECT, ether(packet, destination=MERGE_MAC))
+        return programs.merged()
+
+    def segment(size, port=80):
+        return tcp(THEIRS, MINE, (port, 2000), bytes(size))
+
+    assert sent(segment(0)) == sent(segment(88)) == {}
+    ((place, (any_, large)),) = sent(segment(89)).items()
+    assert any_ == large > 0
+    assert sent(inner(1000)) == {place: (any_, large)}  # no TCP
+    assert sent(segment(0, port=81)) == {place: (any_, large)}  # another flow
+    for age, through in (((0, 0), True), ((0, 20), True), ((1, 5), True), ((1, 20), False)):
+        before = tuple(time.monotonic_ns() - each * 1_000_000 for each in age)
+        programs.maps["merged"].put(place, struct.pack("=QQ", *before))
+        now = sent(segment(1))[place]
+        assert now[1] == before[1]
+        assert (now[0] > before[0]) is through, age
+    options = ip(THEIRS, MINE, 6, segment(0)[20:], options=bytes([1, 1, 1, 0]))
+    assert len(sent(options)) == 1  # through it: whose it is nobody has looked
 
 
 def test_merged_packets_enter_by_the_tun_and_nothing_else_does(programs):

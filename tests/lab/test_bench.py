@@ -82,7 +82,7 @@ def test_page_and_plot_show_every_variant_and_who_was_left_out() -> None:
     shown = results(vxlan_flannel_rules=rounds(), vxlan=rounds(udp=[2000, 3000, 4000]))
     text = page(shown, "data-path.svg")
     assert "![Medians of every variant, with the lowest and the highest of the rounds](data-path.svg)" in text
-    assert "| vxlan | something <else> | 1.00 | 1.00 | 3,000 | 1 | 1.0 | 1.00 |" in text
+    assert "| vxlan | something <else> | 1.00 | 1.00 | 3,000 | 1 | 1 | 1.0 | 1.00 |" in text
     assert "| segmenting | vxlan | vxlan-flannel-rules | udp | 3000.00 (2000.00 to 4000.00) | ≥ 1.1 | met |" in text
     assert "- ipip was left out: no such device" in text
     texts = [element.text for element in ET.fromstring(plot(shown)).iter() if element.tag.endswith("text")]

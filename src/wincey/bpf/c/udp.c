@@ -5,7 +5,8 @@
  *   out   host's routing -> egress of flannel0 [udp_tun_out] -> 28 bytes in front -> next hop's device
  *         for a peer whose other end is a process: -> a veth pair without offloads [udp_cut_in] -> the same
  *   in    underlay's ingress [udp_wire_in] -> 28 bytes off -> a veth pair that merges [udp_merge_in] -> "received on flannel0"
- *         what is not TCP, and so has no segments to merge: -> "received on flannel0"
+ *         what has nothing to merge with (not TCP; small segments of a flow that has sent no large one just now):
+ *         -> "received on flannel0"
  *
  * Before and after, everything of the host's own stack runs: routing, TTL, ICMP errors, packet filter, NAT, conntrack. What a program
  * does not take goes the ordinary way, through the TUN device or the UDP socket to the keeper, the process that is there all the time:
@@ -19,6 +20,13 @@
 #define CHECK_OFF 0	/* any */
 #define CHECK_NETWORK 1	/* inside the network those that the peer has leased, outside it any */
 #define CHECK_STRICT 2	/* those that the peer has leased */
+
+/* Acknowledgements and questions of a few bytes come one by one, and the merging pair costs them a tenth of their way. They may
+ * pass it by if nothing of their flow is in there still, which they would overtake, and nothing to merge is on its way. */
+#define SMALL 128		/* bytes of an inner packet */
+#define BULK 10000000ULL	/* nanoseconds since the last segment above that: more are to be expected until then */
+#define LINGERS 100000ULL	/* nanoseconds that a segment may be in the pair: longer than one round of the underlay's NAPI */
+#define FLOWS 4096		/* places for flows; those that share one are taken for one */
 
 #define PROCESS 1	/* route.flags: the other end is a process, which wants segments and checksums finished */
 
@@ -35,10 +43,12 @@ struct config {
 	__u8 unused;
 };
 struct route { __u32 host; __u32 flags; };
+struct merged { __u64 any, large; };	/* when segments of a flow last went into the merging pair, in ns since boot */
 
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1, 0);
 MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct subnet_key, struct route, 1 << 17, BPF_F_NO_PREALLOC);
 MAP(hosts, BPF_MAP_TYPE_HASH, __u32, __u32, 1 << 17, BPF_F_NO_PREALLOC);
+MAP(merged, BPF_MAP_TYPE_ARRAY, __u32, struct merged, FLOWS, 0);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, 16, 0);
 
 struct outer { struct iphdr ip; struct udphdr udp; };	/* 28 bytes, without gaps */
@@ -56,6 +66,29 @@ INLINE struct route *find_route(__u32 address)
 	struct subnet_key key = { 32, address };
 
 	return bpf_map_lookup_elem(&routes, &key);
+}
+
+/* Whether a packet, not yet unwrapped, has to go through the merging pair. */
+INLINE int merges(struct __sk_buff *skb, struct inbound *frame)
+{
+	__u32 *ports = (void *)(frame + 1), place;
+	__u64 now = bpf_ktime_get_ns();
+	struct merged *last;
+
+	if (frame->in.protocol != IPPROTO_TCP)
+		return 0;
+	if (frame->in.ihl != 5 || (void *)(ports + 1) > END(skb))
+		return 1;
+	place = (frame->in.saddr ^ frame->in.daddr ^ *ports) * 0x9e3779b1 >> 20;	/* 2^32 / golden ratio: spreads them */
+	last = bpf_map_lookup_elem(&merged, &place);
+	if (!last)
+		return 1;
+	if (skb->gso_size || bpf_ntohs(frame->in.tot_len) > SMALL)
+		last->large = now;
+	else if (now - last->large > BULK && now - last->any > LINGERS)
+		return 0;
+	last->any = now;
+	return 1;
 }
 
 /* An Ethernet header of zeros in front of a bare IP packet: redirecting drops packets without one. */
@@ -162,7 +195,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	__u32 sender, source, count = packets(skb);
 	__u16 length;
-	__u8 protocol;
+	int merge;
 
 	/* A tag that the hardware took off means another network, which has a device of its own above this one. */
 	if (!cfg || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -203,7 +236,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 			}
 		}
 	}
-	protocol = frame->in.protocol;
+	merge = merges(skb, frame);
 	if (bpf_skb_adjust_room(skb, -(int)HEADERS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
 		add(&counters, IN_PASSED, 1);
 		return NEXT;
@@ -214,8 +247,7 @@ SEC("tc") int udp_wire_in(struct __sk_buff *skb)
 	__builtin_memcpy(eth->h_dest, cfg->merge_mac, 6);
 	add(&counters, IN_PACKETS, count);
 	add(&counters, IN_BYTES, skb->len - sizeof(*eth));
-	/* All packets of a flow go the same way, or they would overtake each other. */
-	return protocol == IPPROTO_TCP ? bpf_redirect(cfg->merge, 0) : bpf_redirect(cfg->tun, BPF_F_INGRESS);
+	return merge ? bpf_redirect(cfg->merge, 0) : bpf_redirect(cfg->tun, BPF_F_INGRESS);
 }
 
 /* Ingress of the merging pair's other end, after generic receive offload has put TCP segments of one flow together. */

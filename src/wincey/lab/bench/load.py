@@ -4,7 +4,8 @@ For TCP and for requests everything is on one core: both ends, all that the kern
 the two hosts. Then a figure is one over the path's whole cost in processor time; and nothing is reordered, which a veth
 pair does when two cores feed it (the sender's thread, and acknowledgements in a soft interrupt on the other core), and no
 wake-up crosses cores, which takes a virtual machine longer than all the rest. Requests run with real-time priority
-where that is allowed. Datagrams are sent on one core and received on the other, and programs of the hosts have both.
+where that is allowed. Datagrams are sent on one core and counted on the other; the programs of the hosts are on the
+sender's core first, and then have both.
 
 The processes of the hosts are in sessions of their own, and with autogroup scheduling a session has its share of
 the processor whatever the nice values in it: their groups are made as important as ours.
@@ -30,6 +31,7 @@ METRICS = {
     "tcp1": "TCP, one stream, Gb/s",
     "tcp4": "TCP, four streams, Gb/s",
     "udp": "UDP, 64 bytes, 1,000 packets/s",
+    "udp2": "the same, the hosts' programs on both cores",
     "rr": "requests/s, one byte each",
     "p50": "half of the requests within, µs",
     "cpu": "processor seconds per GB, TCP one stream",
@@ -86,13 +88,15 @@ class Loader:
         busy = _busy(machine.path) - busy
         four = self._run(pair, ["tcp-sink"], ["tcp"], ["4"])
         requests = self._run(pair, ["rr-server"], ["rr"], [], realtime=machine.realtime, answer="client")
-        _pin(pair.processes(), {machine.path, machine.receiver})
         datagrams = self._run(pair, ["udp-sink"], ["udp"], [], apart=True)
+        _pin(pair.processes(), {machine.path, machine.receiver})
+        wider = self._run(pair, ["udp-sink"], ["udp"], [], apart=True)
         try:
             return {
                 "tcp1": one["bytes"] * 8 / one["seconds"] / 1e9,
                 "tcp4": four["bytes"] * 8 / four["seconds"] / 1e9,
                 "udp": datagrams["packets"] / datagrams["seconds"] / 1e3,
+                "udp2": wider["packets"] / wider["seconds"] / 1e3,
                 "rr": requests["transactions"] / requests["seconds"],
                 "p50": requests["p50_us"],
                 "cpu": busy / (one["total"] / 1e9),

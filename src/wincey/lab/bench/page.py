@@ -9,7 +9,7 @@ from html import escape
 from wincey.lab.bench.load import LOWER_IS_BETTER, METRICS
 from wincey.lab.bench.results import Results, Rounds, ratio, verdicts
 
-_DIGITS = {"tcp1": 2, "tcp4": 2, "udp": 0, "rr": 0, "p50": 1, "cpu": 2}
+_DIGITS = {"tcp1": 2, "tcp4": 2, "udp": 0, "udp2": 0, "rr": 0, "p50": 1, "cpu": 2}
 _PLOTTED = ("tcp1", "tcp4", "udp", "rr")
 _COLOURS = {"offloading": "#2a7f78", "segmenting": "#c2792b"}
 _BAR, _GAP, _PANEL, _LABEL, _TOP = 9, 8, 230, 130, 46

@@ -59,6 +59,8 @@ class Pair(Lab):
         sender, receiver = self.hosts
         if self.variant.kind == "underlay":
             return sender, receiver, receiver.underlay(4)
+        if self.variant.hosts:
+            return sender, receiver, str(receiver.gateways[0].network.network_address)  # the tunnel device's own
         target = receiver.containers[0]
         address = target.address(4)
         if address is None:

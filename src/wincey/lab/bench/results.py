@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from wincey.lab.bench.load import LOWER_IS_BETTER
-from wincey.lab.bench.variants import FLANNEL_VXLAN, PROXY
+from wincey.lab.bench.variants import FLANNEL_VXLAN, PROXY, PROXY_HOSTS
 
 Rounds = dict[str, list[float]]
 """By metric: a figure for each round."""
@@ -91,11 +91,13 @@ def _targets(variant: str, against: str, underlay: str = "", **ratios: float) ->
 TARGETS = (
     *_targets("udp-bpf", PROXY, "segmenting", tcp1=6, tcp4=7, udp=3, rr=2),
     *_targets("udp-bpf", FLANNEL_VXLAN, "segmenting", tcp1=0.85, tcp4=0.85, udp=1, rr=1),
-    *_targets("udp-offload", PROXY, tcp1=4, tcp4=4, udp=4, cpu=0.25),
+    *_targets("udp-offload", PROXY, tcp1=4, tcp4=4, udp2=4, cpu=0.25),
+    *_targets("udp-offload-hosts", PROXY_HOSTS, udp2=4),
     Target("udp-offload", PROXY, "p50", 1, about=True),
     *_targets("udp-offload-python", PROXY, tcp1=0.6),
     *_targets("vxlan", FLANNEL_VXLAN, udp=1.1),
     *_targets("vxlan-fast-tunnel", "vxlan", udp=1.4, rr=1.2),
+    *_targets("vxlan-fast-tunnel", FLANNEL_VXLAN, udp=1.4, rr=1.2),
     *_targets("vxlan-fast", "vxlan", udp=1.8, rr=1.4),
     *(
         Target(variant, "vxlan", metric, 1, about=True)

@@ -24,7 +24,7 @@ from wincey.model.errors import WinceyError
 
 UNDERLAYS = ("offloading", "segmenting")
 
-_LOADS = 4
+_LOADS = 5
 _AROUND = 0.35  # seconds around each load: warming up, starting programs
 _START = 2.5  # seconds that a variant takes to come up
 

@@ -24,6 +24,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     routes without any rule, vxlan and host-gw with flannel's rules, a proxy that carries one packet for each system call.
     flags: the daemon's, besides those that any gets. backend: with `config` beside its Type. command: another daemon.
     environment: of the daemon. without: files of the package that it must do without, as where they could not be built.
+    hosts: the hosts themselves talk through the tunnel, from one's own device to the other's: no container, nothing forwarded.
     quick: whether the short run has it.
     """
 
@@ -35,6 +36,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     without: tuple[str, ...] = ()
+    hosts: bool = False
     command: str = ""
     quick: bool = True
 
@@ -42,12 +44,13 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 _FAST = ("--fast-path=on",)
 _NO_RULES = ("--ip-masq=false", "--iptables-forward-rules=false")
 
-UNDERLAY, ROUTES, FLANNEL_VXLAN, FLANNEL_HOST_GW, PROXY = (
+UNDERLAY, ROUTES, FLANNEL_VXLAN, FLANNEL_HOST_GW, PROXY, PROXY_HOSTS = (
     "underlay",
     "routes",
     "vxlan-flannel-rules",
     "host-gw-flannel-rules",
     "proxy",
+    "proxy-hosts",
 )
 
 VARIANTS = (
@@ -69,8 +72,17 @@ VARIANTS = (
     Variant(name="host-gw-fast", what="host-gw, fast path", backend="host-gw", flags=_FAST, quick=False),
     Variant(name="vxlan-no-rules", what="vxlan without any rule", backend="vxlan", flags=_NO_RULES, quick=False),
     Variant(name=PROXY, what="a proxy as flannel's udp: one packet for each system call", kind="proxy"),
+    Variant(name=PROXY_HOSTS, what="the same, from host to host through it", kind="proxy", hosts=True, quick=False),
     Variant(name="udp-plain", what="udp, engine plain", backend="udp", flags=("--udp-engine=plain",)),
     Variant(name="udp-offload", what="udp, engine offload", backend="udp", flags=("--udp-engine=offload",)),
+    Variant(
+        name="udp-offload-hosts",
+        what="udp, engine offload, from host to host through it",
+        backend="udp",
+        flags=("--udp-engine=offload",),
+        hosts=True,
+        quick=False,
+    ),
     Variant(
         name="udp-offload-python",
         what="udp, engine offload without its compiled core",
