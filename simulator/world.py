@@ -489,8 +489,6 @@ class World:
         late = self._config_at > before and self._trouble_until > before
         # Who hears that a lease is gone, and not that it is back.
         late |= self._trouble_until > before and max(one.bereft_at, other.bereft_at) > before
-        # Who starts when the store has just lost the leases knows of no peer, until they have put theirs back.
-        late |= self._lost_at > before and max(one.started_at, other.started_at) > self._lost_at - STARTS
         if not harmed and not late and not self._excused(one) and not self._excused(other):
             text = f"{pair[0]} to {pair[1]} for {INTERRUPTION} s, since {since:.3f} s: {found[1]}"
             self._violate("packets go on flowing", text)

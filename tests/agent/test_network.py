@@ -370,6 +370,31 @@ async def test_without_the_program_for_the_rules_a_running_host_goes_on(world, c
         assert "no iptables; the traffic rules stay" in caplog.text
 
 
+async def test_a_start_after_the_store_lost_all_data_leaves_the_way_to_peers_until_they_are_back(world):
+    async with Agent(world).living() as agent:
+        lease = await world.put_peer("10.3.200.0-24")
+        await until(lambda: "10.3.200.0/24" in agent.routes())
+        before = agent.network.lease.key
+    for key in (lease.key, before):
+        await world.registry.release(await world.registry.read(key))
+    again = Agent(world)
+    again.kernel.objects.update(agent.kernel.objects)
+    async with again.living():
+        await until(lambda: again.is_ready)
+        assert again.network.lease.key == before
+        assert "10.3.200.0/24" in again.routes()
+        await world.put_peer("10.3.200.0-24")
+        await until(lambda: again.network.planner and "10.3.200.0-24" in str(again.reconciler.desired.owners))
+        assert "10.3.200.0/24" in again.routes()
+    # Where the store has our lease it has the others' too: what they have not is gone.
+    third = Agent(world)
+    third.kernel.objects.update(agent.kernel.objects)
+    await world.registry.release(await world.registry.read(lease.key))
+    async with third.living():
+        await until(lambda: third.is_ready)
+        assert "10.3.200.0/24" not in third.routes()
+
+
 async def test_out_of_subnets(world, caplog):
     one = {"SubnetMin": "10.3.1.0", "SubnetMax": "10.3.1.0"}
     await world.put_config(**one)

@@ -57,6 +57,30 @@ async def test_what_another_program_does_is_undone_and_counted(running):
     assert reconciler.repaired == 3
 
 
+async def test_what_leads_to_other_hosts_is_spared_for_a_while_and_no_repair_then():
+    address = InterfaceAddress("flannel.1", Subnet.parse("10.3.9.0/32"))
+    kernel, desired = MemoryKernel(), DesiredState()
+    kernel.tamper(put=FOREIGN)
+    kernel.tamper(put=B)
+    kernel.tamper(put=address)
+    reconciler = Reconciler(desired, [kernel])
+    desired.put("a", [A])
+    reconciler.spare(0.3)
+    await reconciler.settle()
+    assert kernel.objects.keys() == {A.key, B.key, FOREIGN.key}
+    task = asyncio.create_task(reconciler.run())
+    desired.put("b", [B])
+    reconciler.apply_soon()
+    desired.put("a", [])  # of what we made ourselves we know whose it was
+    reconciler.apply_soon()
+    await until(lambda: A.key not in kernel.objects)
+    assert FOREIGN.key in kernel.objects
+    await until(lambda: kernel.objects.keys() == {B.key})
+    assert reconciler.repaired == 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_failure_is_retried_until_it_works_and_holds_nothing_up(running, monkeypatch):
     monkeypatch.setattr("wincey.agent.reconciler.RETRY_FIRST", 0.02)
     reconciler, kernel, desired = running

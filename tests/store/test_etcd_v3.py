@@ -249,6 +249,22 @@ async def test_the_same_keys_at_the_same_revisions_in_another_history_are_found_
     await store.close()
 
 
+async def test_a_key_without_a_time_limit_hides_no_other_history(own_etcd: EtcdServer, prefix: str) -> None:
+    """It has nothing random about it: written as often as before, it is as it was. A key on a lease is asked for besides."""
+    store = Etcd3Store([own_etcd.url])
+    await store.create(prefix + "a", b"1", 100.0)
+    own_etcd.ctl("put", f"{prefix}config", "1")
+    listing = await store.read_all(prefix)
+    async with watching(store, prefix, listing.revision) as watch:
+        own_etcd.kill()
+        own_etcd.wipe()
+        own_etcd.start()
+        own_etcd.ctl("put", f"{prefix}other", "1")
+        own_etcd.ctl("put", f"{prefix}config", "1")
+        assert isinstance(await watch.end(), HistoryLost)
+    await store.close()
+
+
 # Who we are
 
 

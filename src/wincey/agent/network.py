@@ -180,9 +180,13 @@ class Network:
             lost = self._lease is not None and self.registry.lease_key(self._lease.key) not in snapshot.leases
         patience = COME_BACK_AFTER_LOSS if lost else COMES_BACK
         attrs = prepared.backend.attrs()
-        early = self._keeps_its_lease(prepared.config, snapshot)
-        # Without a lease nothing but the first attempt at one needs it: it must not stand in memory beside the next one.
-        recent, known = [snapshot], snapshot if self._lease else None
+        # Until this host is what a lease says, it has nothing to go on with where a round fails.
+        known = snapshot if self._peers.planner else None
+        early = known is not None and self._keeps_its_lease(prepared.config, snapshot)
+        if self._lease is None and self._was_robbed(snapshot):
+            self._reconciler.spare(COME_BACK_AFTER_LOSS)
+        # Then nothing but the first attempt needs the snapshot: it must not stand in memory beside the next one.
+        recent = [snapshot]
         del snapshot
         try:
             await self._stake(prepared)
@@ -212,6 +216,13 @@ class Network:
             self._peers.put_all(acquired.snapshot, patience)
             self._reconciler.apply_soon()
         return acquired.snapshot.revision, attrs
+
+    def _was_robbed(self, snapshot: Snapshot) -> bool:
+        """Whether this host had a subnet, and nobody has it now: the store may have lost the data of all hosts."""
+        previous = {subnet.masked() for subnet in self._env.previous.subnets}
+        return bool(previous) and not any(
+            previous.intersection(lease.key.subnets) for lease in snapshot.leases.values()
+        )
 
     def _must_yield_to(self, lease: Lease) -> bool:
         assert self._lease

@@ -58,6 +58,8 @@ class Reconciler:
         self._failed_audits = 0
         self._told = False  # the last audit's failures are known
         self._blind = False  # the host could not be looked at, the last time
+        self._spares_until = 0.0  # by the event loop's clock
+        self._spared: set[Key] = set()
         for driver in drivers:
             driver.watch(self.suspect)
 
@@ -65,6 +67,12 @@ class Reconciler:
         """Something of ours may have been changed by another program: audit soon."""
         self._why = self._why or why
         self._wake.set()
+
+    def spare(self, seconds: float) -> None:
+        """For that long leave what is there and leads to other hosts, though it be nobody's: these may not have said so yet."""
+        loop = asyncio.get_running_loop()
+        self._spares_until = loop.time() + seconds
+        loop.call_later(seconds, self.suspect, "hosts that have not come back")
 
     def apply_soon(self) -> None:
         """The desired state has changed: apply the difference as soon as the event loop is free."""
@@ -131,8 +139,13 @@ class Reconciler:
         actual = await self._observe()
         # Only now, as the plan may have changed while the drivers looked; the difference below covers it.
         planned = self.desired.take_changes()
-        expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys()
+        expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys() | self._spared
         changes = diff(self.desired.objects, actual)
+        self._spared.clear()
+        if asyncio.get_running_loop().time() < self._spares_until:
+            gone = {item.key for item in planned.delete}
+            self._spared = {item.key for item in changes.delete if item.to_peer and item.key not in gone}
+            changes.delete = [item for item in changes.delete if item.key not in self._spared]
         if changes and self._settled.is_set():
             self._tell(changes, expected, actual, why)
         self.audit_cost = self._cpu_time() - started

@@ -97,6 +97,7 @@ class OvsFlow(Object, frozen=True, gc=False):
     """Frames to `mac`: from the host out of the tunnel port `port`, or with port "" from any tunnel to the host."""
 
     tag: ClassVar[str] = "ovs-flow"
+    to_peer: ClassVar[bool] = True
     device: str  # the bridge
     mac: MacAddress
     port: str

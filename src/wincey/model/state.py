@@ -27,6 +27,8 @@ class Object(msgspec.Struct, frozen=True, gc=False):
     """Containers can't be started without it."""
     watched: ClassVar[bool] = False
     """Another program makes it, and its driver tells when it is not as it should be: nothing of it is ever repaired."""
+    to_peer: ClassVar[bool] = False
+    """Packets for the containers of another host go by it."""
 
     @property
     def key(self) -> Key:
@@ -128,6 +130,7 @@ class Route(Object, frozen=True, gc=False):
     """
 
     tag: ClassVar[str] = "route"
+    to_peer: ClassVar[bool] = True
     destination: Subnet
     device: str
     gateway: Address | None = None
@@ -154,6 +157,7 @@ class Neighbor(Object, frozen=True, gc=False):
     """A permanent ARP or ND entry on a device of ours."""
 
     tag: ClassVar[str] = "neighbor"
+    to_peer: ClassVar[bool] = True
     device: str
     address: Address
     mac: MacAddress
@@ -170,6 +174,7 @@ class FdbEntry(Object, frozen=True, gc=False):
     """A permanent entry of a vxlan device's forwarding database: frames to `mac` go to the host `remote`."""
 
     tag: ClassVar[str] = "fdb"
+    to_peer: ClassVar[bool] = True
     device: str
     mac: MacAddress
     remote: Address
@@ -241,6 +246,7 @@ class TunnelPeer(Object, frozen=True, gc=False):
     """Inner packets to `subnet` go to the host `endpoint`, at the tunnel's own port."""
 
     tag: ClassVar[str] = "tunnel-peer"
+    to_peer: ClassVar[bool] = True
     device: str
     subnet: Subnet
     endpoint: Address

@@ -50,6 +50,7 @@ class BpfRoute(Object, frozen=True, gc=False):
     """Inner packets to `subnet` go to the host `endpoint`. whole: it takes packets that the kernel left unfinished."""
 
     tag: ClassVar[str] = "bpf-route"
+    to_peer: ClassVar[bool] = True
     device: str
     subnet: Subnet
     endpoint: Address

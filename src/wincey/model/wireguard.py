@@ -58,6 +58,7 @@ class WireguardPeer(Object, frozen=True, gc=False):
     """
 
     tag: ClassVar[str] = "wireguard-peer"
+    to_peer: ClassVar[bool] = True
     device: str
     public_key: bytes
     endpoint: Address
@@ -86,6 +87,7 @@ class WireguardSubnet(Object, frozen=True, gc=False):
     """Packets to and from `subnet` are those of the peer with this key ("allowed IPs")."""
 
     tag: ClassVar[str] = "wireguard-subnet"
+    to_peer: ClassVar[bool] = True
     device: str
     subnet: Subnet
     public_key: bytes

@@ -37,22 +37,35 @@ _TIDY_DEADLINE = 2.0  # for revoking a lease that expires anyway
 _PRECONDITION, _OUT_OF_RANGE = 9, 11  # gRPC codes
 
 
+class _Seen(msgspec.Struct, frozen=True):
+    """A key as a watch last saw it: put or (gone) deleted at a revision, created at one, on a lease ("0" for none)."""
+
+    key: bytes
+    revision: int
+    created: int
+    lease: str
+    gone: bool = False
+
+
 class _Cursor(msgspec.Struct):
-    """How far a watch has come, and what it last saw put: at `revision`, `key` must be at `key_revision`, be as old as then, and
-    hang on `lease`.
+    """How far a watch has come, and what must be so at `revision` if the store is still the one we knew.
 
-    gone: it last saw `key` deleted, at `key_revision`: the key must have been there just before, and not at `revision`.
-
-    Hosts that find a store restored from a snapshot put their keys again, often in the same order: only the lease, which has
-    a random id, tells the key from the one that had its revision before.
+    newest: the last change. leased: the last that hangs on a lease. Hosts that find a store restored from a snapshot put their
+    keys again, often in the same order, and whoever else writes there too: only a lease, which has a random id, tells a key
+    from the one that had its revision before.
     """
 
     revision: int
-    key: bytes = b""
-    key_revision: int = 0
-    key_created: int = 0
-    lease: str = "0"
-    gone: bool = False
+    newest: _Seen | None = None
+    leased: _Seen | None = None
+
+    def see(self, seen: _Seen) -> None:
+        """Take in what is newer than all before."""
+        self.newest = seen
+        if seen.lease != "0" and not seen.gone:
+            self.leased = seen
+        elif self.leased and self.leased.key == seen.key:
+            self.leased = None
 
 
 class Etcd3Store:
@@ -99,11 +112,13 @@ class Etcd3Store:
                 if error.code != _OUT_OF_RANGE:
                     raise
                 continue  # compacted between two pages
-            newest = max(listing.entries, key=attrgetter("revision"), default=None)
             cursor = _Cursor(listing.revision)
-            if newest:
-                cursor.key, cursor.key_revision = newest.key.encode(), newest.revision
-                cursor.key_created, cursor.lease = newest.created, newest.handle or "0"
+            by_revision = attrgetter("revision")
+            leased = max((entry for entry in listing.entries if entry.handle), key=by_revision, default=None)
+            newest = max(listing.entries, key=by_revision, default=None)
+            for entry in (leased, newest):
+                if entry:
+                    cursor.see(_Seen(entry.key.encode(), entry.revision, entry.created, entry.handle or "0"))
             self._newest[prefix] = cursor
             return listing
 
@@ -281,18 +296,26 @@ class Etcd3Store:
         """Raise HistoryLost unless the store at the cursor's revision is what the watch saw there."""
         try:
             async with asyncio.timeout(_PROBE_DEADLINE):
-                found = await self._at(client, cursor.key or prefix.encode(), cursor.revision)
-                before = await self._at(client, cursor.key, cursor.key_revision - 1) if cursor.gone else []
+                if cursor.newest is None:
+                    await self._at(client, prefix.encode(), cursor.revision)
+                    return
+                known = await self._was(client, cursor.newest, cursor.revision)
+                if known and cursor.leased and cursor.leased != cursor.newest:
+                    known = await self._was(client, cursor.leased, cursor.revision)
         except GatewayError as error:
             if error.code == _OUT_OF_RANGE:  # compacted, or a revision that the store does not have yet
                 raise HistoryLost(f"cannot resume at revision {cursor.revision}: {error}") from error
             raise
-        was = (cursor.key_revision, cursor.key_created, cursor.lease)
-        known = [(entry.mod_revision, entry.create_revision, entry.lease) for entry in found] == [was]
-        if cursor.gone:
-            known = bool(before) and not found
-        if cursor.key and not known:
+        if not known:
             raise HistoryLost(f"{client.url}: the store at revision {cursor.revision} is not the one we knew")
+
+    async def _was(self, client: HttpClient, seen: _Seen, revision: int) -> bool:
+        """Whether a key was so, at a revision since which we know it."""
+        found = await self._at(client, seen.key, revision)
+        if seen.gone:
+            return not found and bool(await self._at(client, seen.key, seen.revision - 1))
+        was = (seen.revision, seen.created, seen.lease)
+        return [(entry.mod_revision, entry.create_revision, entry.lease) for entry in found] == [was]
 
     async def _at(self, client: HttpClient, key: bytes, revision: int) -> Sequence[KeyValue]:
         """The key as it was at a revision."""
@@ -317,10 +340,10 @@ class Etcd3Store:
             # Never, by etcd's promise: whether it came twice or too late can't be told, so all is read anew.
             raise HistoryLost(f"{client.url}: changes did not come in their order after revision {cursor.revision}")
         for event in result.events:
-            cursor.revision = cursor.key_revision = event.kv.mod_revision
-            cursor.key, cursor.lease, cursor.gone = event.kv.key, event.kv.lease, event.type == "DELETE"
-            cursor.key_created = event.kv.create_revision
-            if cursor.gone:
+            gone = event.type == "DELETE"
+            cursor.revision = event.kv.mod_revision
+            cursor.see(_Seen(event.kv.key, event.kv.mod_revision, event.kv.create_revision, event.kv.lease, gone))
+            if gone:
                 changes.append(Change(key_text(event.kv.key), None, event.kv.mod_revision))
             else:
                 entry = event.kv.entry()
