@@ -196,8 +196,7 @@ class DataLoss(Fault, frozen=True):
     """The store loses everything; the administrator puts the config back after `lasts` seconds."""
 
     def begin(self, world: World) -> None:
-        world.etcd.wipe()
-        world.bereave()
+        world.restore(None)
 
     def end(self, world: World) -> None:
         world.put_config()
@@ -210,8 +209,7 @@ class Restore(Fault, frozen=True):
     busy: int = 0
 
     def begin(self, world: World) -> None:
-        world.etcd.restore(world.backup(self.age))
-        world.bereave()
+        world.restore(self.age)
         for _ in range(self.busy):
             world.scribble()
         world.put_config()

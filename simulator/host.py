@@ -89,6 +89,7 @@ class Host:
         self.held: Subnet | None = None  # what its containers were told
         self.bereft = False  # a fault took its lease from the store, and it is not back
         self.bereft_at = -1e9  # when that last was
+        self.outdated = False  # a restored store says of it what was so before, and it has not put that right yet
         self.renumbered = False  # its address changed while no agent ran
         self.ready: str | None = "not started"
         self.network: Network | None = None
@@ -98,7 +99,6 @@ class Host:
         self._failures = 0  # in a row
         self.ended_by: BaseException | None = None  # what ended the latest agent, None for a crash
         self.down_until = 0.0  # nobody starts an agent before
-        self.started_at = 0.0
         self.wall = 0.0
         self._loop, self._etcd, self._tempo = loop, etcd, tempo
 
@@ -131,7 +131,6 @@ class Host:
         if not self.up or self.gone or self.process or self._loop.now < self.down_until:
             return
         self.starts += 1
-        self.started_at = self._loop.now
         self.ready = "starting"
         self.events.note(self.name, "", "the agent starts")
         self.process = Process(f"{self.name}.{self.starts}", self._crashed)

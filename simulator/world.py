@@ -94,7 +94,6 @@ class World:
         self._config_at = (
             self._trouble_until
         ) = -1e9  # the latest change of the config, the end of the latest other fault
-        self._lost_at = -1e9  # when the store last lost data
         self._fault_count = 0
         self._over = False
         self._scribbled = 0
@@ -149,17 +148,22 @@ class World:
         self._config = self._config_before
         self.put_config()
 
-    def backup(self, age: float) -> Picture:
-        """The latest backup of at least that age, the first one if there is none."""
-        old = [picture for at, picture in self._backups if at <= self.loop.now - age]
-        return old[-1] if old else self._backups[0][1]
+    def restore(self, age: float | None) -> None:
+        """The store has what it had `age` seconds ago (the first backup if there is none as old), or (None) nothing.
 
-    def bereave(self) -> None:
-        """The store has lost data: whose lease is gone is excused until it is back."""
-        self._lost_at = self.loop.now
-        for host in self.hosts:
-            if host.held and not self._owns(host, self.etcd.get(self.lease_key(host.held))):
+        Whose lease is gone is excused until it is back; who is reached by what it was before, until it has said what it is.
+        """
+        held = [(host, self.lease_key(host.held)) for host in self.hosts if host.held]
+        former = {key: self.etcd.get(key) for _, key in held}
+        if age is None:
+            self.etcd.wipe()
+        else:
+            old = [picture for at, picture in self._backups if at <= self.loop.now - age]
+            self.etcd.restore(old[-1] if old else self._backups[0][1])
+        for host, key in held:
+            if not self._owns(host, self.etcd.get(key)):
                 host.bereft, host.bereft_at = True, self.loop.now
+            host.outdated = self.etcd.get(key) != former[key]
 
     def add_host(self, address: Address | None = None) -> Host:
         """Another machine."""
@@ -392,7 +396,7 @@ class World:
         if host is None or host.gone:
             return
         if version.value is not None and self._owns(host, version.value):
-            host.bereft = False
+            host.bereft = host.outdated = False
         elif actor == "":
             host.bereft, host.bereft_at = True, self.loop.now
         elif host.up and not host.bereft and not self._is_double(host) and not host.renumbered:
@@ -489,6 +493,7 @@ class World:
         late = self._config_at > before and self._trouble_until > before
         # Who hears that a lease is gone, and not that it is back.
         late |= self._trouble_until > before and max(one.bereft_at, other.bereft_at) > before
+        late |= other.outdated
         if not harmed and not late and not self._excused(one) and not self._excused(other):
             text = f"{pair[0]} to {pair[1]} for {INTERRUPTION} s, since {since:.3f} s: {found[1]}"
             self._violate("packets go on flowing", text)
