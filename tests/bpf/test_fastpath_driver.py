@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from support.netns import netns
+from wincey.bpf import fastpathdriver
 from wincey.bpf.fastpath import LIBERAL, Places, conf, table
 from wincey.bpf.fastpathdriver import FastPathDriver
-from wincey.kernel import nft, sysctl
+from wincey.kernel import flowtable, nft, sysctl
 from wincey.kernel.ports import container_ports
 from wincey.model.address import Subnet
 from wincey.model.fastpath import FastPath
@@ -172,7 +173,7 @@ def test_a_host_that_was_liberal_stays_so(hosts, tmp_path):
     ("path", "why"),
     [
         (FastPath(PATH.network, PATH.subnet, "", bytes(4), lacking="nobody wants it"), "nobody wants it"),
-        (FastPath(PATH.network, PATH.subnet, "tun7", bytes(4)), "tun7 is no Ethernet device"),
+        (FastPath(PATH.network, PATH.subnet, "tun7", bytes(4), engine="bpf"), "tun7 is no Ethernet device"),
     ],
 )
 def test_none_is_no_failure(hosts, tmp_path, path, why):
@@ -188,6 +189,47 @@ def test_none_is_no_failure(hosts, tmp_path, path, why):
         await put(driver)
         assert await as_desired(driver)
         assert driver.told == "between containers and eth0, vxlan headers by the programs"
+
+    driving(hosts, tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        ("auto", "no programs today; and no flowtable: no modules today"),
+        ("bpf", "no programs today"),
+        ("flowtable", "no modules today"),
+    ],
+)
+def test_each_engine_that_can_not_be_had_is_named(hosts, tmp_path, monkeypatch, engine, why):
+    """And what was there before goes."""
+
+    async def complaint():
+        return "no modules today"
+
+    async def story(driver):
+        await put(driver)
+        monkeypatch.setattr(fastpathdriver, "_reason_against", lambda path: "no programs today")
+        monkeypatch.setattr(flowtable, "complaint", complaint)
+        path = msgspec.structs.replace(PATH, engine=engine)
+        await put(driver, path)
+        assert await as_desired(driver, path)
+        assert driver.told == f"none: {why}"
+        assert not driver._directory.exists()
+        assert await nft.listing("table", "ip", "flannel-fast") is None
+
+    driving(hosts, tmp_path, story)
+
+
+def test_programs_take_the_place_of_a_flowtable(hosts, tmp_path):
+    """Of a former run's, on a host that had no more: the table is another one, and nothing else is left of it."""
+
+    async def story(driver):
+        await nft.commit("table ip flannel-fast {\n chain x {\n }\n}\n")
+        assert not await as_desired(driver)
+        await put(driver)
+        assert await as_desired(driver)
+        assert "chain x" not in (await nft.listing("table", "ip", "flannel-fast") or "")
 
     driving(hosts, tmp_path, story)
 

@@ -1,5 +1,7 @@
 """Keeps the fast path of containers: programs at devices, what they are told, the rule that lets flows in, one sysctl.
 
+Where programs can't be had the kernel's own flowtable takes their place (kernel.flowtable), in a table of the same name.
+
 One object stands for all of it; which containers it is attached to follows from the host's devices (kernel.ports), whose changes are
 taken in within milliseconds and are nobody's repair. A kernel that can't have it is no failure either: packets then take the
 ordinary path, and `told` has why.
@@ -23,9 +25,10 @@ from wincey.bpf.maps import Map
 from wincey.bpf.objects import Objects
 from wincey.bpf.program import read_baked
 from wincey.bpf.syscall import BpfError
-from wincey.kernel import nft, sysctl
+from wincey.kernel import flowtable, nft, sysctl
 from wincey.kernel.conntrack import be_liberal
 from wincey.kernel.driver import Desired
+from wincey.kernel.flowtable import Flowtable
 from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfmonitor import GenerationCounter, NftMonitor
 from wincey.kernel.ports import PortWatch, container_ports, is_ethernet
@@ -68,6 +71,7 @@ class FastPathDriver:
         self._listing: str | None = None
         self._generation = GenerationCounter()
         self._verified: int | None = None  # the generation at which the table was as listed
+        self._flowtable: Flowtable | None = None  # in the place of programs
         self._refused: tuple[FastPath, str] | None = None
         self._watch: PortWatch | None = None
         self._monitor: NftMonitor | None = None
@@ -106,6 +110,7 @@ class FastPathDriver:
     async def close(self) -> None:
         """See Driver."""
         self._unwatch()
+        await self._forget_flowtable()
         self._generation.close()
         self._objects.close()
 
@@ -115,13 +120,51 @@ class FastPathDriver:
         return {name: counters.total(number) for number, name in enumerate(COUNTERS)} if counters else {}
 
     async def _put(self, path: FastPath) -> None:
-        if reason := path.lacking or _reason_against(path) or self._attach(path):
-            if self._refused is None or self._refused != (path, reason):
-                log.warning("no fast path for containers, their packets take the ordinary path: %s", reason)
-            if self._objects.exists:
-                await self._remove()
-            self.told, self._refused = f"none: {reason}", (path, reason)
+        if path.lacking:
+            await self._do_without(path, path.lacking)
             return
+        reasons = []
+        if path.engine != "flowtable":
+            reasons.append(_reason_against(path) or self._attach(path))
+            if not reasons[0]:
+                await self._put_programs(path)
+                return
+        if path.engine != "bpf":
+            reason = flowtable.unserved(path) or await flowtable.complaint()
+            if not reason:
+                await self._put_flowtable(path, *reasons)
+                return
+            reasons.append(f"and no flowtable: {reason}" if reasons else reason)
+        await self._do_without(path, "; ".join(reasons))
+
+    async def _do_without(self, path: FastPath, reason: str) -> None:
+        if self._refused is None or self._refused != (path, reason):
+            log.warning("no fast path for containers, their packets take the ordinary path: %s", reason)
+        if self._objects.exists or self._flowtable or await self._listed() is not None:
+            await self._remove()
+        self.told, self._refused = f"none: {reason}", (path, reason)
+
+    async def _put_flowtable(self, path: FastPath, why: str = "") -> None:
+        if self._objects.exists or self._file.exists():
+            await self._remove()
+        self._refused = None
+        if self._flowtable is None:
+            self._flowtable = Flowtable(self._table, self._look_again)
+        await self._flowtable.put(path)
+        self._path = path
+        told = f"between containers and {path.tunnel or path.underlay}, by nftables' flowtable"
+        self._say(f"{told}, as programs can't be had: {why}" if why else told)
+
+    def _look_again(self, why: str) -> None:
+        self._changed(why)
+
+    async def _forget_flowtable(self) -> None:
+        kept, self._flowtable = self._flowtable, None
+        if kept:
+            await kept.close()
+
+    async def _put_programs(self, path: FastPath) -> None:
+        await self._forget_flowtable()
         self._refused = None
         # Last what lets flows in. Only with it conntrack is sure to be there, and has the setting.
         await nft.commit(fastpath.table(path, self._table))
@@ -137,12 +180,16 @@ class FastPathDriver:
             told += f", {self._path.form} headers by the programs"
         if self._limit:
             told = f"between containers and {self._path.tunnel}, which encapsulates: {self._limit}"
+        self._say(told)
+
+    def _say(self, told: str) -> None:
         if told != self.told:
             log.info("fast path for established flows without NAT: %s", told)
         self.told = told
 
     async def _remove(self) -> None:
         self._unwatch()
+        await self._forget_flowtable()
         await nft.delete_tables(("ip", self._table))
         self._spare_connections()
         devices = tuple(interface.name for interface in read_interfaces())
@@ -154,6 +201,8 @@ class FastPathDriver:
     async def _as_put(self) -> bool:
         """Whether all is there as it was put, apart from containers that came or went meanwhile."""
         assert self._path
+        if self._flowtable:
+            return await self._flowtable.as_put()
         expected = [each for each, index in self._attached.items() if device_index(each.device) == index]
         if len(self._objects.attached(expected)) != len(expected):
             return False
