@@ -47,6 +47,7 @@ address, port, size, path, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv
 out = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
 count, end, message = 0, time.monotonic() + seconds, b"x" * size
 with socket.create_connection((address, port), timeout=10) as s:
+    s.settimeout(seconds)  # TCP may be at rest for long, while it waits to try again
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while time.monotonic() < end:
         s.sendall(message)

@@ -174,7 +174,7 @@ class Flowtable:
         devices = self._found_devices()
         await nft.commit(script(self._path, self._table, [name for name, _ in devices]))
         self._devices = devices
-        self._verified, self._listing = self._generation.read(), await nft.listing("table", "ip", self._table)
+        self._verified, self._listing = self._generation.read(), await self._listed()
 
     def _found_devices(self) -> Devices:
         assert self._path
@@ -227,5 +227,8 @@ class Flowtable:
         return (
             self._generation.read() == self._verified is not None
             or self._found_devices() != self._devices
-            or await nft.listing("table", "ip", self._table) == self._listing
+            or await self._listed() == self._listing
         )
+
+    async def _listed(self) -> str | None:
+        return await nft.listing("table", "ip", self._table, elements=False)
