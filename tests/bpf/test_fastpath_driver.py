@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from support.netns import netns
-from wincey.bpf import fastpathdriver
+from wincey.bpf import fastpathprograms
 from wincey.bpf.fastpath import LIBERAL, Places, conf, table
 from wincey.bpf.fastpathdriver import FastPathDriver
 from wincey.kernel import flowtable, nft, sysctl
@@ -67,7 +67,7 @@ def driving(hosts, tmp_path, story, **options):
             await story(driver)
             assert await driver.apply(Changes(delete=[PATH])) == []
             assert await driver.observe({}, Scope()) == {}
-            assert not driver._directory.exists()
+            assert not driver._programs._directory.exists()
             assert sysctl.read(LIBERAL) in ("0", None)
         finally:
             await driver.close()
@@ -95,17 +95,17 @@ def test_containers_that_come_and_go(hosts, tmp_path, tcx):
         assert await driver.observe({PATH.key: PATH}, Scope()) == {}
         await put(driver)
         assert await as_desired(driver)
-        attached = set(driver._attached)
+        attached = set(driver._programs._attached)
         assert {each.device for each in attached} == {"eth0", "c1"}
         container(host, inside, "c2")
-        await until(lambda: {each.device for each in driver._attached} == {"eth0", "c1", "c2"})
+        await until(lambda: {each.device for each in driver._programs._attached} == {"eth0", "c1", "c2"})
         host.ip("link del c2")
-        await until(lambda: set(driver._attached) == attached)
-        assert not list(driver._directory.glob("link_c2_*"))
+        await until(lambda: set(driver._programs._attached) == attached)
+        assert not list(driver._programs._directory.glob("link_c2_*"))
         host.ip("link del c1")
         container(host, inside, "c1")
-        await until(lambda: set(driver._attached) == attached)
-        await until(lambda: len(driver._objects.attached(attached)) == len(attached))
+        await until(lambda: set(driver._programs._attached) == attached)
+        await until(lambda: len(driver._programs._objects.attached(attached)) == len(attached))
         assert await as_desired(driver)
 
     driving(hosts, tmp_path, story, tcx=tcx)
@@ -116,8 +116,8 @@ def test_what_others_change_is_seen(hosts, tmp_path):
         await put(driver)
         attachment = Places(("eth0",), ()).attachments()[0]
         changes = (
-            lambda: driver._objects.detach([attachment]),
-            lambda: driver._objects.maps["conf"].put(bytes(4), conf(PATH, wraps=False)),
+            lambda: driver._programs._objects.detach([attachment]),
+            lambda: driver._programs._objects.maps["conf"].put(bytes(4), conf(PATH, wraps=False)),
             lambda: sysctl.write(Sysctl(LIBERAL, "0")),
         )
         for change in changes:
@@ -185,7 +185,7 @@ def test_none_is_no_failure(hosts, tmp_path, path, why):
         await put(driver, path)
         assert await as_desired(driver, path)
         assert driver.told == f"none: {why}"
-        assert not driver._directory.exists()
+        assert not driver._programs._directory.exists()
         await put(driver)
         assert await as_desired(driver)
         assert driver.told == "between containers and eth0, vxlan headers by the programs"
@@ -209,13 +209,13 @@ def test_each_engine_that_can_not_be_had_is_named(hosts, tmp_path, monkeypatch, 
 
     async def story(driver):
         await put(driver)
-        monkeypatch.setattr(fastpathdriver, "_reason_against", lambda path: "no programs today")
+        monkeypatch.setattr(fastpathprograms, "_reason_against", lambda path: "no programs today")
         monkeypatch.setattr(flowtable, "complaint", complaint)
         path = msgspec.structs.replace(PATH, engine=engine)
         await put(driver, path)
         assert await as_desired(driver, path)
         assert driver.told == f"none: {why}"
-        assert not driver._directory.exists()
+        assert not driver._programs._directory.exists()
         assert await nft.listing("table", "ip", "flannel-fast") is None
 
     driving(hosts, tmp_path, story)
@@ -243,7 +243,7 @@ def test_the_tunnels_device_where_its_headers_are_not_ours(hosts, tmp_path):
         await put(driver, path)
         assert driver.told == "between containers and flannel.1, which encapsulates: because"
         host.ip("link add flannel.1 type bridge")
-        await until(lambda: {each.device for each in driver._attached} == {"eth0", "c1", "flannel.1"})
+        await until(lambda: {each.device for each in driver._programs._attached} == {"eth0", "c1", "flannel.1"})
         assert await as_desired(driver, path)
 
     driving(hosts, tmp_path, story)
@@ -277,7 +277,7 @@ def test_what_a_host_lacks_is_told(hosts, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(
-                f"wincey.bpf.fastpathdriver.{what}", (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer
+                f"wincey.bpf.fastpathprograms.{what}", (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer
             )
             driving(hosts, tmp_path, story)
 
@@ -286,11 +286,11 @@ def test_programs_that_the_kernel_refuses(hosts, tmp_path):
     """As one does that lacks a helper: here, byte code that ends nowhere."""
 
     async def story(driver):
-        broken = msgspec.structs.replace(driver._baked.programs["fast_in"], code=bytes(8), maps=[])
-        driver._baked.programs["fast_in"] = broken
+        broken = msgspec.structs.replace(driver._programs._baked.programs["fast_in"], code=bytes(8), maps=[])
+        driver._programs._baked.programs["fast_in"] = broken
         await put(driver)
         assert driver.told.startswith("none: BPF program fast_in: ")
-        assert not driver._directory.exists()
+        assert not driver._programs._directory.exists()
         assert await as_desired(driver)
 
     driving(hosts, tmp_path, story)

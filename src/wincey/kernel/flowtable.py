@@ -15,9 +15,10 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-from wincey.kernel import nft, program
+from wincey.kernel import program
 from wincey.kernel.interfaces import read_interfaces
-from wincey.kernel.nfmonitor import GenerationCounter, LegacyPoll, NftMonitor, legacy_tables
+from wincey.kernel.nfmonitor import LegacyPoll, NftMonitor, legacy_tables
+from wincey.kernel.nfttable import OwnTable
 from wincey.kernel.ports import PortWatch, container_ports
 from wincey.kernel.program import ProgramFailed, find
 from wincey.model.fastpath import FastPath
@@ -53,8 +54,8 @@ table ip flannel-probe {
 }
 """
 
-_FORTH = "ip saddr . ip daddr . th sport . th dport"
-_BACK = "ip daddr . ip saddr . th dport . th sport"
+_FORTH = "meta l4proto . ip saddr . ip daddr . th sport . th dport"
+_BACK = "meta l4proto . ip daddr . ip saddr . th dport . th sport"
 
 Devices = tuple[tuple[str, int], ...]
 """Names, with the numbers (indexes) that tell a device from a later one of its name."""
@@ -80,7 +81,7 @@ def script(path: FastPath, name: str, devices: Sequence[str]) -> str:
             f"        hook ingress priority 0; devices = {{ {quoted} }};",
             "    }",
             "    set answered {",
-            "        typeof ip saddr . ip daddr . th sport . th dport; flags dynamic; timeout 20s; size 65535;",
+            "        typeof meta l4proto . ip saddr . ip daddr . th sport . th dport; flags dynamic; timeout 20s; size 65535;",
             "    }",
             "    chain forward {",
             f"        type filter hook forward priority {PRIORITY}; policy accept;",
@@ -121,60 +122,68 @@ def explained(said: str) -> str:
 
 
 class Flowtable:
-    """Keeps the flowtable of one network. table: its name (family ip). changed: called with the reason when someone should look."""
+    """The flowtable of one network. table: its name (family ip). changed: called with the reason when someone should look."""
 
     def __init__(self, table: str, changed: Callable[[str], None]) -> None:
-        """Needs a running event loop."""
-        self._table, self._changed = table, changed
+        self.told = ""
+        """Between which devices packets go by it, in words."""
+        self._table, self._changed = OwnTable(table, changed), changed
         self._path: FastPath | None = None
         self._devices: Devices = ()
-        self._listing: str | None = None
-        self._generation = GenerationCounter()
-        self._verified: int | None = None  # the generation at which the table was as listed
         self._lock = asyncio.Lock()
         self._stale = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._watches: list[NftMonitor | LegacyPoll | PortWatch] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self._watches: list[NftMonitor | PortWatch | LegacyPoll] = []
 
-    async def put(self, path: FastPath) -> None:
-        """Make it, in place of whatever table of the name there is. Raises ProgramFailed, OSError."""
+    @property
+    def exists(self) -> bool:
+        """Whether it is looked after."""
+        return self._keeper is not None
+
+    async def put(self, path: FastPath) -> str:
+        """Make it, in place of whatever table of the name there is; why this host can't have it, "" when it was made.
+
+        Needs a running event loop. Raises ProgramFailed, OSError.
+        """
+        if reason := unserved(path) or await complaint():
+            return reason
         async with self._lock:
             self._path = path
             await self._commit()
-        if self._task is None:
-            self._watch()
-            self._task = asyncio.create_task(self._renew())
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(self._watch()))
+        self.told = f"between containers and {path.tunnel or path.underlay}, by nftables' flowtable"
+        return ""
 
     async def as_put(self) -> bool:
         """Whether it is there as it was put, apart from devices that came or went. Raises ProgramFailed, OSError."""
         async with self._lock:
-            assert self._path
             if self._found_devices() != self._devices:
                 await self._commit()
-            generation = self._generation.read()
-            if not await self._untouched():
-                return False
-            self._verified = generation
-            return True
+            return await self._table.as_committed()
+
+    async def remove(self) -> None:
+        """Take it away, there or not. Raises ProgramFailed."""
+        await self.close()
+        await self._table.delete()
 
     async def close(self) -> None:
         """Look after it no longer; it stays."""
+        keeper, self._keeper = self._keeper, None
+        if keeper:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
         for watch in self._watches:
             watch.close()
         self._watches.clear()
-        task, self._task = self._task, None
-        if task:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        self._generation.close()
+        self._table.close()
 
     async def _commit(self) -> None:
         assert self._path
         devices = self._found_devices()
-        await nft.commit(script(self._path, self._table, [name for name, _ in devices]))
+        await self._table.commit(script(self._path, self._table.name, [name for name, _ in devices]))
         self._devices = devices
-        self._verified, self._listing = self._generation.read(), await self._listed()
 
     def _found_devices(self) -> Devices:
         assert self._path
@@ -182,21 +191,40 @@ class Flowtable:
         wanted = (self._path.tunnel or self._path.underlay, *container_ports(self._path.subnet))
         return tuple((name, numbers[name]) for name in wanted if name in numbers)
 
-    def _watch(self) -> None:
-        name = self._table
-        legacy = LegacyPoll(lambda why: self._stale.set())
-        legacy.watch([(socket.AF_INET, table) for table in sorted(legacy_tables(socket.AF_INET))])
-        self._watches = [
-            NftMonitor({name}, lambda family, table, chain: table == name, self._noticed),
-            # Not those of other networks here either: each of them would have the others renewed, without end.
-            NftMonitor(None, lambda family, table, chain: not table.startswith(STEM), lambda why: self._stale.set()),
-            legacy,
-            PortWatch(self._links_changed),
-        ]
+    def _watch(self) -> LegacyPoll:
+        # Not what other networks' flowtables do: each of them would have the others renewed, without end.
+        self._watches.append(
+            NftMonitor(None, lambda family, table, chain: not table.startswith(STEM), self._begin_anew)
+        )
+        self._watches.append(PortWatch(self._links_changed))
+        self._watches.append(legacy := LegacyPoll(self._begin_anew))
+        return legacy
 
-    def _noticed(self, why: str) -> None:
-        if self._generation.read() != self._verified:
-            self._changed(why)
+    async def _keep(self, legacy: LegacyPoll) -> None:
+        """Make it anew when rules or devices change, and every RENEWAL seconds."""
+        while True:
+            legacy.watch([(socket.AF_INET, table) for table in sorted(legacy_tables(socket.AF_INET))])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RENEWAL):
+                    await self._stale.wait()
+            self._stale.clear()
+            await self._renew()
+            await asyncio.sleep(_REST)
+
+    async def _renew(self) -> None:
+        try:
+            async with self._lock:
+                # What someone has done to the table is to be seen, and repaired, rather than covered up. Devices that go
+                # change it without anybody's doing.
+                if self._found_devices() != self._devices or await self._table.as_committed():
+                    await self._commit()
+                else:
+                    self._changed(f"nftables: table {self._table.name} changed")
+        except (ProgramFailed, OSError) as error:
+            self._changed(f"flowtable: {error}")
+
+    def _begin_anew(self, why: str) -> None:
+        self._stale.set()
 
     def _links_changed(self) -> None:
         try:
@@ -204,31 +232,3 @@ class Flowtable:
                 self._stale.set()
         except OSError as error:
             self._changed(f"devices: {error.strerror}")
-
-    async def _renew(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL):
-                    await self._stale.wait()
-            self._stale.clear()
-            try:
-                async with self._lock:
-                    # What someone has done to the table is to be seen, and repaired, rather than covered up.
-                    if await self._untouched():
-                        await self._commit()
-                    else:
-                        self._changed(f"nftables: table {self._table} changed")
-            except (ProgramFailed, OSError) as error:
-                self._changed(f"flowtable: {error}")
-            await asyncio.sleep(_REST)
-
-    async def _untouched(self) -> bool:
-        """Whether it is as listed. Devices that go change the listing without anybody's doing."""
-        return (
-            self._generation.read() == self._verified is not None
-            or self._found_devices() != self._devices
-            or await self._listed() == self._listing
-        )
-
-    async def _listed(self) -> str | None:
-        return await nft.listing("table", "ip", self._table, elements=False)
