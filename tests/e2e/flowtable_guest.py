@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from support.fastpath import Talk, echo
+from support.fastpath import DatagramPing, Talk, echo
 from support.interop import said
 from support.keys import wait_until
 from support.traffic import transfer
@@ -121,6 +121,51 @@ def test_a_new_rule_ends_a_running_flow(lab, talk, number):
     finally:
         sh(host, "nft delete table ip test")
     talk.goes_on(timeout=60)
+
+
+def test_flows_with_nat_stay_on_the_ordinary_path(lab, talk, tmp_path):
+    """At the host that translates them; it is a matter of each host."""
+    (one, two), (h1, h2) = lab.containers, lab.hosts
+    nat = "add table ip svc; add chain ip svc p { type nat hook prerouting priority -100; }"
+    sh(h1, f"nft '{nat}; add rule ip svc p ip daddr 10.200.0.1 tcp dport 70 dnat to {two.address(4)}:7'")
+    service = Talk(one, "10.200.0.1", tmp_path, port=70, seconds=300)
+    try:
+        service.goes_on(300, timeout=100)
+        known = [line for line in sh(h1, "cat /proc/net/nf_conntrack").splitlines() if "dst=10.200.0.1 " in line]
+        assert len(known) == 1
+        assert "ESTABLISHED" in known[0]
+        port = next(word for word in known[0].split() if word.startswith("sport="))
+        assert not [line for line in offloaded(h1) if f" {port} " in line]
+        wait_until(lambda: [line for line in offloaded(h2) if f" {port} " in line], 60)
+    finally:
+        service.close()
+        sh(h1, "nft delete table ip svc")
+
+
+def test_no_packet_is_lost_when_the_daemon_is_killed(lab, talk):
+    (one, two), h1 = lab.containers, lab.hosts[0]
+    ping = DatagramPing(one, two.address(4), 0.02)
+    try:
+        wait_until(lambda: [line for line in offloaded(h1) if " udp " in line], 30)
+        h1.kill_daemon()
+        talk.goes_on(200, timeout=60)
+        assert [line for line in offloaded(h1) if " udp " in line]
+        h1.start_daemon(timeout=120)
+        talk.goes_on(100, timeout=60)
+        sent, lost = ping.end()
+    finally:
+        ping.close()
+    assert sent > 200
+    assert lost == 0, sent
+
+
+def test_the_end_of_a_connection_is_seen(lab, talk):
+    """By conntrack, which else would keep it for days."""
+    talk.close()
+    for host in lab.hosts:
+        wait_until(lambda host=host: not offloaded(host), 60)
+        known = [line for line in sh(host, "cat /proc/net/nf_conntrack").splitlines() if " dport=7 " in line]
+        assert not [line for line in known if " tcp " in line and " ESTABLISHED " in line], known
 
 
 def test_a_table_that_someone_deletes_comes_back(lab, talk):
