@@ -221,6 +221,54 @@ def test_each_engine_that_can_not_be_had_is_named(hosts, tmp_path, monkeypatch, 
     driving(hosts, tmp_path, story)
 
 
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"form": "udp"}, "a flowtable serves vxlan and host-gw"),
+        ({"limit": "group policy (GBP)"}, "group policy (GBP), which a flowtable would lose"),
+    ],
+)
+def test_what_a_flowtable_does_not_serve(hosts, tmp_path, other, why):
+    async def story(driver):
+        path = msgspec.structs.replace(PATH, engine="flowtable", **other)
+        await put(driver, path)
+        assert await as_desired(driver, path)
+        assert driver.told == f"none: {why}"
+
+    driving(hosts, tmp_path, story)
+
+
+def test_from_programs_to_a_flowtable_and_back(hosts, tmp_path, monkeypatch):
+    """On a kernel that need not have flowtables: their table with a chain alone."""
+
+    async def complaint():
+        return ""
+
+    def chain(path, name, devices):
+        return f"add table ip {name}\ndelete table ip {name}\ntable ip {name} {{\n chain forth {{\n }}\n}}\n"
+
+    async def story(driver):
+        monkeypatch.setattr(flowtable, "complaint", complaint)
+        monkeypatch.setattr(flowtable, "script", chain)
+        path = msgspec.structs.replace(PATH, engine="flowtable")
+        for _ in range(2):
+            await put(driver)
+            assert await as_desired(driver)
+            assert driver.told == "between containers and eth0, vxlan headers by the programs"
+            assert "mark set" in await nft.listing("table", "ip", "flannel-fast")
+            await put(driver, path)
+            assert await as_desired(driver, path)
+            assert not await as_desired(driver)
+            assert driver.told == "between containers and flannel.1, by nftables' flowtable"
+            assert not driver._programs.exists
+            assert sysctl.read(LIBERAL) == "0"
+            assert "chain forth" in await nft.listing("table", "ip", "flannel-fast")
+        await nft.commit("delete table ip flannel-fast")
+        assert not await as_desired(driver, path)
+
+    driving(hosts, tmp_path, story)
+
+
 def test_programs_take_the_place_of_a_flowtable(hosts, tmp_path):
     """Of a former run's, on a host that had no more: the table is another one, and nothing else is left of it."""
 
@@ -277,7 +325,8 @@ def test_what_a_host_lacks_is_told(hosts, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(
-                f"wincey.bpf.fastpathprograms.{what}", (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer
+                f"wincey.bpf.fastpathprograms.{what}",
+                (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer,
             )
             driving(hosts, tmp_path, story)
 

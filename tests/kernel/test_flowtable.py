@@ -178,6 +178,17 @@ def test_devices_come_and_go(keeping):
     keeping(story)
 
 
+@pytest.mark.root
+def test_the_underlay_where_nothing_is_wrapped(keeping):
+    async def story(kept, told, host, inside):
+        host.ip("link add eth0 type bridge")
+        assert await kept.put(msgspec.structs.replace(PATH, form="plain", tunnel="")) == ""
+        assert await places() == ["eth0", "c1"]
+        assert kept.told == "between containers and eth0, by nftables' flowtable"
+
+    keeping(story)
+
+
 async def elements():
     return "10.5.2.2" in (await nft.listing("table", "ip", "flannel-fast") or "")
 
