@@ -4,6 +4,8 @@ import json
 import secrets
 import shlex
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +22,10 @@ NO_PROGRAMS = "setpriv --bounding-set=-bpf,-perfmon,-sys_admin"
 COUNT = (
     "add table ip seen; add chain ip seen f { type filter hook forward priority 0; };"
     " add rule ip seen f tcp dport 7 counter"
+)
+STRAYS = (
+    "add table ip seen; add chain ip seen f { type filter hook forward priority 0; };"
+    " add rule ip seen f ct state invalid counter"
 )
 DROP = "add table ip test; add chain ip test f { type filter hook forward priority 0; }; add rule ip test f tcp dport 7 drop"
 
@@ -109,6 +115,29 @@ def test_flows_go_past_the_rules(lab, talk):
             seen, went = counted(host) - before[1], talk.count - before[0]
             assert seen < went / 4, (host.name, seen, went)
         finally:
+            sh(host, "nft delete table ip seen")
+
+
+def test_no_packet_is_taken_for_a_stray(lab):
+    """However often flows begin anew on their way: rules often drop what conntrack calls INVALID."""
+    (one, two), hosts = lab.containers, lab.hosts
+    for host in hosts:
+        sh(host, f"nft '{STRAYS}'")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            transferring = pool.submit(transfer, one, two, megabytes=16)
+            renewals = 0
+            while not transferring.done():
+                for host in hosts:
+                    sh(host, "nft 'add table ip other; delete table ip other'")
+                renewals += 1
+                time.sleep(0.7)
+            sent, received = transferring.result()
+        assert sent == received
+        assert renewals > 2
+        assert [counted(host) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
             sh(host, "nft delete table ip seen")
 
 
