@@ -21,7 +21,7 @@ V4, DUAL, V6 = (
 )
 
 
-def planned(backend, network=V4, *, mark=0x20, **found):
+def planned(backend, network=V4, *, mark=0x20, by="auto", **found):
     text, key = network
     config = NetworkConfig.parse(f'{{{text}, "Backend": {{"Type": {backend}}}}}')
     macs = dict.fromkeys(("flannel.7", "flannel-v6.7", "flannel.1", "flannel-v6.1"), bytes(6))
@@ -35,7 +35,7 @@ def planned(backend, network=V4, *, mark=0x20, **found):
         backend=make(config, host),
         identity=Identity(LOCAL, LOCAL_V6),
         own=own,
-        policy=Policy(fast_path_mark=mark),
+        policy=Policy(fast_path_mark=mark, fast_path_engine=by),
     )
     paths = [item for item in planner.local() if isinstance(item, FastPath)]
     return paths[0] if mark else paths
@@ -56,6 +56,12 @@ def test_vxlan_whose_headers_say_more():
 @pytest.mark.parametrize("network", [V4, DUAL], ids=["v4", "dual"])
 def test_host_gw(network):
     assert planned('"host-gw"', network) == FastPath(NETWORK, HERE, "eth0", LOCAL, 0x20)
+
+
+@pytest.mark.parametrize("engine", ["auto", "bpf", "flowtable"])
+def test_what_is_to_carry_it(engine):
+    assert planned('"vxlan"', by=engine).engine == engine
+    assert planned('"ipip"', by=engine).engine == engine
 
 
 def test_udp():

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from support.netns import netns
+from wincey.bpf import fastpathprograms
 from wincey.bpf.fastpath import LIBERAL, Places, conf, table
 from wincey.bpf.fastpathdriver import FastPathDriver
-from wincey.kernel import nft, sysctl
+from wincey.kernel import flowtable, nft, sysctl
 from wincey.kernel.ports import container_ports
 from wincey.model.address import Subnet
 from wincey.model.fastpath import FastPath
@@ -66,7 +67,7 @@ def driving(hosts, tmp_path, story, **options):
             await story(driver)
             assert await driver.apply(Changes(delete=[PATH])) == []
             assert await driver.observe({}, Scope()) == {}
-            assert not driver._directory.exists()
+            assert not driver._programs._directory.exists()
             assert sysctl.read(LIBERAL) in ("0", None)
         finally:
             await driver.close()
@@ -94,17 +95,17 @@ def test_containers_that_come_and_go(hosts, tmp_path, tcx):
         assert await driver.observe({PATH.key: PATH}, Scope()) == {}
         await put(driver)
         assert await as_desired(driver)
-        attached = set(driver._attached)
+        attached = set(driver._programs._attached)
         assert {each.device for each in attached} == {"eth0", "c1"}
         container(host, inside, "c2")
-        await until(lambda: {each.device for each in driver._attached} == {"eth0", "c1", "c2"})
+        await until(lambda: {each.device for each in driver._programs._attached} == {"eth0", "c1", "c2"})
         host.ip("link del c2")
-        await until(lambda: set(driver._attached) == attached)
-        assert not list(driver._directory.glob("link_c2_*"))
+        await until(lambda: set(driver._programs._attached) == attached)
+        assert not list(driver._programs._directory.glob("link_c2_*"))
         host.ip("link del c1")
         container(host, inside, "c1")
-        await until(lambda: set(driver._attached) == attached)
-        await until(lambda: len(driver._objects.attached(attached)) == len(attached))
+        await until(lambda: set(driver._programs._attached) == attached)
+        await until(lambda: len(driver._programs._objects.attached(attached)) == len(attached))
         assert await as_desired(driver)
 
     driving(hosts, tmp_path, story, tcx=tcx)
@@ -115,8 +116,8 @@ def test_what_others_change_is_seen(hosts, tmp_path):
         await put(driver)
         attachment = Places(("eth0",), ()).attachments()[0]
         changes = (
-            lambda: driver._objects.detach([attachment]),
-            lambda: driver._objects.maps["conf"].put(bytes(4), conf(PATH, wraps=False)),
+            lambda: driver._programs._objects.detach([attachment]),
+            lambda: driver._programs._objects.maps["conf"].put(bytes(4), conf(PATH, wraps=False)),
             lambda: sysctl.write(Sysctl(LIBERAL, "0")),
         )
         for change in changes:
@@ -172,7 +173,7 @@ def test_a_host_that_was_liberal_stays_so(hosts, tmp_path):
     ("path", "why"),
     [
         (FastPath(PATH.network, PATH.subnet, "", bytes(4), lacking="nobody wants it"), "nobody wants it"),
-        (FastPath(PATH.network, PATH.subnet, "tun7", bytes(4)), "tun7 is no Ethernet device"),
+        (FastPath(PATH.network, PATH.subnet, "tun7", bytes(4), engine="bpf"), "tun7 is no Ethernet device"),
     ],
 )
 def test_none_is_no_failure(hosts, tmp_path, path, why):
@@ -184,10 +185,99 @@ def test_none_is_no_failure(hosts, tmp_path, path, why):
         await put(driver, path)
         assert await as_desired(driver, path)
         assert driver.told == f"none: {why}"
-        assert not driver._directory.exists()
+        assert not driver._programs._directory.exists()
         await put(driver)
         assert await as_desired(driver)
         assert driver.told == "between containers and eth0, vxlan headers by the programs"
+
+    driving(hosts, tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        ("auto", "no programs today; and no flowtable: no modules today"),
+        ("bpf", "no programs today"),
+        ("flowtable", "no modules today"),
+    ],
+)
+def test_each_engine_that_can_not_be_had_is_named(hosts, tmp_path, monkeypatch, engine, why):
+    """And what was there before goes."""
+
+    async def complaint():
+        return "no modules today"
+
+    async def story(driver):
+        await put(driver)
+        monkeypatch.setattr(fastpathprograms, "_reason_against", lambda path: "no programs today")
+        monkeypatch.setattr(flowtable, "complaint", complaint)
+        path = msgspec.structs.replace(PATH, engine=engine)
+        await put(driver, path)
+        assert await as_desired(driver, path)
+        assert driver.told == f"none: {why}"
+        assert not driver._programs._directory.exists()
+        assert await nft.listing("table", "ip", "flannel-fast") is None
+
+    driving(hosts, tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"form": "udp"}, "a flowtable serves vxlan and host-gw"),
+        ({"limit": "group policy (GBP)"}, "group policy (GBP), which a flowtable would lose"),
+    ],
+)
+def test_what_a_flowtable_does_not_serve(hosts, tmp_path, other, why):
+    async def story(driver):
+        path = msgspec.structs.replace(PATH, engine="flowtable", **other)
+        await put(driver, path)
+        assert await as_desired(driver, path)
+        assert driver.told == f"none: {why}"
+
+    driving(hosts, tmp_path, story)
+
+
+def test_from_programs_to_a_flowtable_and_back(hosts, tmp_path, monkeypatch):
+    """On a kernel that need not have flowtables: their table with a chain alone."""
+
+    async def complaint():
+        return ""
+
+    def chain(path, name, devices):
+        return f"add table ip {name}\ndelete table ip {name}\ntable ip {name} {{\n chain forth {{\n }}\n}}\n"
+
+    async def story(driver):
+        monkeypatch.setattr(flowtable, "complaint", complaint)
+        monkeypatch.setattr(flowtable, "script", chain)
+        path = msgspec.structs.replace(PATH, engine="flowtable")
+        for _ in range(2):
+            await put(driver)
+            assert await as_desired(driver)
+            assert driver.told == "between containers and eth0, vxlan headers by the programs"
+            assert "mark set" in await nft.listing("table", "ip", "flannel-fast")
+            await put(driver, path)
+            assert await as_desired(driver, path)
+            assert not await as_desired(driver)
+            assert driver.told == "between containers and flannel.1, by nftables' flowtable"
+            assert not driver._programs.exists
+            assert sysctl.read(LIBERAL) == "0"
+            assert "chain forth" in await nft.listing("table", "ip", "flannel-fast")
+        await nft.commit("delete table ip flannel-fast")
+        assert not await as_desired(driver, path)
+
+    driving(hosts, tmp_path, story)
+
+
+def test_programs_take_the_place_of_a_flowtable(hosts, tmp_path):
+    """Of a former run's, on a host that had no more: the table is another one, and nothing else is left of it."""
+
+    async def story(driver):
+        await nft.commit("table ip flannel-fast {\n chain x {\n }\n}\n")
+        assert not await as_desired(driver)
+        await put(driver)
+        assert await as_desired(driver)
+        assert "chain x" not in (await nft.listing("table", "ip", "flannel-fast") or "")
 
     driving(hosts, tmp_path, story)
 
@@ -201,7 +291,7 @@ def test_the_tunnels_device_where_its_headers_are_not_ours(hosts, tmp_path):
         await put(driver, path)
         assert driver.told == "between containers and flannel.1, which encapsulates: because"
         host.ip("link add flannel.1 type bridge")
-        await until(lambda: {each.device for each in driver._attached} == {"eth0", "c1", "flannel.1"})
+        await until(lambda: {each.device for each in driver._programs._attached} == {"eth0", "c1", "flannel.1"})
         assert await as_desired(driver, path)
 
     driving(hosts, tmp_path, story)
@@ -235,7 +325,8 @@ def test_what_a_host_lacks_is_told(hosts, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(
-                f"wincey.bpf.fastpathdriver.{what}", (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer
+                f"wincey.bpf.fastpathprograms.{what}",
+                (lambda *_, answer=answer: answer) if what != "_NEEDS" else answer,
             )
             driving(hosts, tmp_path, story)
 
@@ -244,11 +335,11 @@ def test_programs_that_the_kernel_refuses(hosts, tmp_path):
     """As one does that lacks a helper: here, byte code that ends nowhere."""
 
     async def story(driver):
-        broken = msgspec.structs.replace(driver._baked.programs["fast_in"], code=bytes(8), maps=[])
-        driver._baked.programs["fast_in"] = broken
+        broken = msgspec.structs.replace(driver._programs._baked.programs["fast_in"], code=bytes(8), maps=[])
+        driver._programs._baked.programs["fast_in"] = broken
         await put(driver)
         assert driver.told.startswith("none: BPF program fast_in: ")
-        assert not driver._directory.exists()
+        assert not driver._programs._directory.exists()
         assert await as_desired(driver)
 
     driving(hosts, tmp_path, story)

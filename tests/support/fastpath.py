@@ -43,10 +43,11 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 
 TALK = """
 import os, socket, sys, time
-address, port, size, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+address, port, size, path, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 out = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-count, end, message = 0, time.monotonic() + 60, b"x" * size
+count, end, message = 0, time.monotonic() + seconds, b"x" * size
 with socket.create_connection((address, port), timeout=10) as s:
+    s.settimeout(seconds)  # TCP may be at rest for long, while it waits to try again
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while time.monotonic() < end:
         s.sendall(message)
@@ -140,12 +141,13 @@ def not_taken(*hosts):
 
 
 class Talk:
-    """A TCP connection over which `size` bytes go back and forth, some hundred times a second, until closed."""
+    """A TCP connection over which `size` bytes go back and forth, some hundred times a second, until closed or for `seconds`."""
 
-    def __init__(self, source, address: str, scratch: Path, *, port: int = 7, size: int = 10):
+    def __init__(self, source, address: str, scratch: Path, *, port: int = 7, size: int = 10, seconds: int = 60):
         self._path = scratch / f"talk-{source.netns}-{time.monotonic_ns()}"
         self._process = source.popen(
-            [sys.executable, "-c", TALK, address, str(port), str(size), str(self._path)], stderr=subprocess.DEVNULL
+            [sys.executable, "-c", TALK, address, str(port), str(size), str(self._path), str(seconds)],
+            stderr=subprocess.DEVNULL,
         )
 
     @property

@@ -14,6 +14,7 @@ from wincey.leasing.allocate import Identity
 from wincey.model.address import Address, Subnet
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadLease
+from wincey.model.fastpath import Engine
 from wincey.model.lease import Lease, LeaseAttrs, LeaseKey
 from wincey.model.probe import Target
 from wincey.model.state import InterfaceAddress, Isolation, Link, Object, Route, RuleSet, Sysctl, Tunnel
@@ -23,6 +24,7 @@ class Policy(msgspec.Struct, frozen=True):
     """What the command line says about rules and routes: --ip-masq, --iptables-forward-rules and their like.
 
     fast_path_mark: the bit of the packet mark that the fast path of containers uses, 0 for no fast path.
+    fast_path_engine: what is to carry it.
     """
 
     masquerade: bool = False
@@ -31,6 +33,7 @@ class Policy(msgspec.Struct, frozen=True):
     exclude: tuple[Subnet, ...] = ()
     blackhole: bool = False
     fast_path_mark: int = 0
+    fast_path_engine: Engine = "auto"
 
 
 class Planner:
@@ -68,6 +71,7 @@ class Planner:
                     own=self._own,
                     host=self._host,
                     mark=mark,
+                    engine=self._policy.fast_path_engine,
                 )
             )
         for network in self._config.networks:

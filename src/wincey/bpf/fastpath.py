@@ -11,6 +11,7 @@ import msgspec
 
 from wincey.bpf.attach import Attachment
 from wincey.kernel.conntrack import Connection
+from wincey.kernel.flowtable import PRIORITY, STEM, flows
 from wincey.model.fastpath import FastPath
 
 COUNTERS = ("out", "in", "learned-out", "learned-in", "too-large", "wrong-source")
@@ -24,13 +25,6 @@ _FORMS = {"plain": 14, "udp": 42, "vxlan": 64}
 _CONF = struct.Struct("=I4s4s4sI2sH")  # struct conf
 
 _KEY = struct.Struct(">4s4sHHI")  # struct key, read in network byte order
-
-# Source and destination NAT, sequence numbers that are adjusted, and a helper that reads along (IPS_* in the kernel's
-# nf_conntrack_common.h): such a connection's packets are changed or looked at on their way.
-_TOUCHED = 0x10 | 0x20 | 0x40 | 0x2000
-
-PRIORITY = 300
-"""After every other chain of the FORWARD hook (filter 0, security 50): what gets there was accepted."""
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -71,9 +65,9 @@ def conf(path: FastPath, *, wraps: bool) -> bytes:
     )
 
 
-def connections(flows: Iterable[bytes]) -> list[Connection]:
+def connections(keys: Iterable[bytes]) -> list[Connection]:
     """The TCP connections among the keys of the map `flows`, as their containers' packets have them."""
-    read = (_KEY.unpack(key) for key in flows)
+    read = (_KEY.unpack(key) for key in keys)
     return [
         Connection(here, there, here_port, there_port)
         for here, there, here_port, there_port, protocol in read
@@ -83,13 +77,11 @@ def connections(flows: Iterable[bytes]) -> list[Connection]:
 
 def table_name(stem: str) -> str:
     """The nftables table (family ip) of the network whose subnet file has this stem."""
-    return "flannel-fast" if stem == "subnet" else "flannel-fast-" + re.sub(r"[^A-Za-z0-9_.-]", "_", stem)
+    return STEM if stem == "subnet" else f"{STEM}-" + re.sub(r"[^A-Za-z0-9_.-]", "_", stem)
 
 
 def table(path: FastPath, name: str) -> str:
     """The script that replaces the table by one for this path, in one transaction."""
-    accepted = f"ct state established ct status & {_TOUCHED:#x} == 0 meta mark set meta mark | {path.mark:#x}"
-    here, network = path.subnet, path.network
     return "".join(
         f"{line}\n"
         for line in (
@@ -97,8 +89,7 @@ def table(path: FastPath, name: str) -> str:
             f"table ip {name} {{",
             "    chain forward {",
             f"        type filter hook forward priority {PRIORITY}; policy accept;",
-            f"        ip saddr {here} ip daddr {network} ip daddr != {here} meta l4proto {{ tcp, udp }} {accepted}",
-            f"        ip daddr {here} ip saddr {network} ip saddr != {here} meta l4proto {{ tcp, udp }} {accepted}",
+            *(f"        {flow} meta mark set meta mark | {path.mark:#x}" for flow in flows(path)),
             "    }",
             "}",
         )

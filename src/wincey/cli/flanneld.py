@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from wincey.agent.life import DaemonOptions
+    from wincey.model.fastpath import Engine
     from wincey.store.open import StoreOptions
+
+_FAST_PATH_ENGINES: Mapping[str, Engine] = {"bpf": "bpf", "flowtable": "flowtable"}
+"""By values of --fast-path that demand one."""
 
 
 def main() -> None:
@@ -122,7 +126,8 @@ def daemon_options(options: Options) -> DaemonOptions:
                 random_fully=not options.ip_masq_fully_random_disable,
                 exclude=options.ip_masq_exclude,
                 blackhole=options.ip_blackhole_route,
-                fast_path_mark=options.fast_path_mark if options.fast_path == "on" else 0,
+                fast_path_mark=0 if options.fast_path == "off" else options.fast_path_mark,
+                fast_path_engine=_FAST_PATH_ENGINES.get(options.fast_path, "auto"),
             ),
         ),
         wishes=Wishes(

@@ -303,7 +303,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("iptables-resync", "i", 5, "seconds between two audits of the rules", "0.11.0"),
     Flag("iptables-forward-rules", "b", True, "accept forwarded traffic of the cluster network", "0.11.0"),
     Flag("ip-blackhole-route", "b", False, "keep a blackhole route for our subnet's unused addresses", "0.27.1"),
-    Flag("fast-path", "s", "off", "carry established flows of containers past the host's stack: off or on", read=_choice("off", "on")),
+    Flag("fast-path", "s", "off", "carry established flows of containers past the host's stack: off, on, bpf or flowtable", read=_choice("off", "on", "bpf", "flowtable")),
     Flag("fast-path-mark", "s", 0x1000, "the bit of the packet mark that --fast-path uses", read=_bit),
     Flag("udp-engine", "s", "auto", "how the udp backend carries packets: auto, bpf, fou, offload or plain", read=_choice("auto", "bpf", "fou", "offload", "plain")),
     Flag("udp-source-check", "s", "network", "which inner sources the udp backend takes from a peer: strict, network or off", read=_choice("strict", "network", "off")),

@@ -33,9 +33,12 @@ async def commit(script: str) -> None:
     await must("nft", "-f", "-", text=script)
 
 
-async def listing(*what: str) -> str | None:
-    """The text of a table (`"table", "ip", "filter"`) or chain; None if there is none, or it can't be read."""
-    result = await run("nft", "--stateless", "list", *what)
+async def listing(*what: str, elements: bool = True) -> str | None:
+    """The text of a table (`"table", "ip", "filter"`) or chain; None if there is none, or it can't be read.
+
+    elements: with those of its sets, which rules may add to.
+    """
+    result = await run("nft", "--stateless", *([] if elements else ["--terse"]), "list", *what)
     return None if result.code else result.out
 
 

@@ -14,6 +14,9 @@ from wincey.model.state import Key, Object
 Form = Literal["plain", "vxlan", "udp"]
 """What stands in front of a container's packet at the underlay device, besides the Ethernet header."""
 
+Engine = Literal["auto", "bpf", "flowtable"]
+"""What carries it: programs of ours, nftables' flowtable, or whichever of them, in this order, the host has."""
+
 MARK = 0x1000
 """The usual bit of the packet mark: neither kube-proxy's (0x4000, 0x8000) nor the port mapping plugin's (0x2000) nor that of what
 else is common on hosts of containers (Calico: 0xffff0000; Cilium: 0x0f00; Tailscale: 0xff0000; AWS's plugin: 0x80)."""
@@ -25,7 +28,7 @@ class FastPath(Object, frozen=True, gc=False):
     underlay, tunnel: the devices that they leave and come by, tunnel "" for none. local: our address in outer headers; port, vni:
     theirs. mark: the bit of the packet mark by which netfilter tells which packets it has accepted. limit: why the programs leave
     encapsulation to the tunnel device although the form is known, "" if they need not. lacking: why there can be no fast path at all, "" if
-    there can.
+    there can. engine: by what.
     """
 
     tag: ClassVar[str] = "fast-path"
@@ -40,6 +43,7 @@ class FastPath(Object, frozen=True, gc=False):
     vni: int = 0
     limit: str = ""
     lacking: str = ""
+    engine: Engine = "auto"
 
     @property
     def key(self) -> Key:

@@ -113,7 +113,7 @@ class EngineReport(Report, frozen=True, kw_only=True):
 
 
 class FastPathReport(Report, frozen=True, kw_only=True):
-    """The fast path of containers (--fast-path=on).
+    """The fast path of containers (--fast-path).
 
     way: how packets go by it, or why there is none. counters: packets by what became of them, such as `out` (of a container) and `in`.
     """
@@ -147,7 +147,7 @@ class NetworkReport(Report, frozen=True, kw_only=True):
 
     trouble: why containers can't be started (yet), None when they can. peers: how many other hosts hold leases. peer_traffic: of the
     busiest peers, with --metrics-peers. probe: None without --probe. engine: None where the backend has but one way. fast_path:
-    None without --fast-path=on. Before the
+    None without --fast-path. Before the
     config is known, backend is "" and mtu 0.
     """
 
