@@ -69,6 +69,8 @@ def hunt(name: str, start: int, most: int) -> Caught | None:
         with MUTANTS[name].applied():
             violations = World(scenario).run().violations
         if violations:
+            if any(error in violations[0].text for error in ("AttributeError", "TypeError")):
+                raise RuntimeError(f"{name} does not fit the product any more: {violations[0].text}")
             return Caught(violations[0].invariant, took)
     return None
 
@@ -197,7 +199,7 @@ def resume_from_now() -> list[Patch]:
     real = Etcd3Store._follow
 
     async def follow(self: Etcd3Store, prefix: str, cursor: Any, client: Any) -> AsyncIterator[list[Change]]:
-        cursor.revision, cursor.key = (await self.read_all(prefix)).revision, b""
+        cursor.revision, cursor.newest, cursor.leased = (await self.read_all(prefix)).revision, None, None
         async for batch in real(self, prefix, cursor, client):
             yield batch
 
@@ -217,8 +219,9 @@ def trust_deletions() -> list[Patch]:
     real = Etcd3Store._check_past
 
     async def check(self: Etcd3Store, client: Any, prefix: str, cursor: Any) -> None:
-        known = msgspec.structs.replace(cursor, key=b"", gone=False) if cursor.gone else cursor
-        await real(self, client, prefix, known)
+        if cursor.newest and cursor.newest.gone:
+            cursor = msgspec.structs.replace(cursor, newest=None, leased=None)
+        await real(self, client, prefix, cursor)
 
     return [(Etcd3Store, "_check_past", check)]
 
