@@ -1,6 +1,6 @@
 """Tests on Debian's stock kernel, for what this machine's lacks: in a virtual machine that sees this tree (docs/vm-lab.md).
 
-A boot costs 5 seconds and everything in it is slow: put all that a module wants to see into one boot, as a command, a shell
+A boot costs 3 seconds and everything in it is slow: put all that a module wants to see into one boot, as a command, a shell
 script, or a file of tests of its own that `pytest_in_guest` runs (called `*_guest.py`, so that it is not collected here).
 Kernel modules are loaded by `modprobe`, most by themselves; /run is empty, and there is no network but what you make.
 """
