@@ -447,6 +447,13 @@ def test_both_cut_the_same_whatever_the_header_says(frames):
         assert benches[0].relay.counters == benches[1].relay.counters
 
 
+def test_a_header_too_short_is_dropped_to_a_known_destination_too(bench):
+    fine = VIRTIO.pack(0, 0, 0, 0, 0, 0) + packet(b"", out=True)
+    short = fine[: VIRTIO.size] + b"\x44" + fine[VIRTIO.size + 1 :]
+    assert bench.frames_from_tun(fine, short) == [fine[VIRTIO.size :]]
+    assert bench.counted()["out.drop.header"] == 1
+
+
 @pytest.mark.slow
 def test_the_core_touches_no_byte_that_is_not_its_own(tmp_path):
     """The tests of the compiled core once more, with a build that watches every access."""
