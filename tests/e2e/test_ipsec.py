@@ -8,14 +8,12 @@ import shlex
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from support.ipsec import MARKER, Capture, charon_pid, mark, nothing_plain, swanctl, vici_socket
 from support.keys import delete, lease_key, put, wait_until
 from support.traffic import ContinuousPing, ping, transfer
-from support.vm import pytest_in_guest
 from wincey.lab.node import own_flanneld
 from wincey.lab.plan import PREFIX, network_config
 
@@ -260,10 +258,3 @@ def test_a_daemon_without_strongswan_says_what_to_install(make_lab, psk):
         "the ipsec backend needs strongSwan's charon, which is not installed (on Debian: apt-get install" in done.stderr
     )
     assert psk not in done.stderr
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.vm
-def test_esp_in_the_kernel():
-    """On Debian's kernel, in a virtual machine, as many a kernel is built without ESP; a host like flannel's is there, too."""
-    pytest_in_guest(Path(__file__).parent / "ipsec_guest.py", timeout=500)

@@ -1,4 +1,4 @@
-"""wireguard with real daemons: by wireguard-go where the kernel has no WireGuard, and again by a kernel that has it.
+"""wireguard with real daemons: by wireguard-go where the kernel has no WireGuard; test_stock_kernel.py runs some by one that has it.
 
 The tests of one lab stand in their order.
 """
@@ -20,7 +20,6 @@ import pytest
 from support.keys import delete, get, lease_key, put, wait_until
 from support.mtu import mtu_is_right
 from support.traffic import ContinuousPing, ping, transfer
-from support.vm import pytest_in_guest
 from wincey.kernel.wireguard.inkernel import kernel_has_wireguard
 from wincey.lab.lab import Lab
 from wincey.lab.namespace import call_in
@@ -340,23 +339,3 @@ def forget(host):
             assert code == 0, os.strerror(-code)
 
     call_in(host.netns, flush)
-
-
-IN_GUEST = (
-    "every_pair_and_every_byte",
-    "device_route_and_lease_are_as_flannels",
-    "between_hosts_nothing_is_plain",
-    "packets_of_the_right_size_pass_and_larger_are_answered",
-    "daemons_killed_and_started_lose_nothing",
-    "what_a_peer_left_behind_goes_with_it",
-    "cleanup_leaves_nothing_of_ours",
-    "a_peer_made_by_hand_with_wg",
-)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(IN_KERNEL, reason="this kernel has WireGuard: all of the above was its")
-@pytest.mark.vm
-def test_the_same_by_a_kernel_that_has_wireguard():
-    """Debian's, in a virtual machine."""
-    pytest_in_guest(*(f"{__file__}::test_{name}" for name in IN_GUEST), timeout=500)

@@ -1,4 +1,4 @@
-"""ipip devices by the rtnetlink driver, on a kernel that has them; `ip` is the judge. Run by tests/e2e/test_ipip.py."""
+"""ipip devices by the rtnetlink driver, on a kernel that has them; `ip` is the judge. Run by tests/e2e/test_stock_kernel.py."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Offload(Relay):
                 raise
             unfinished = len(frame) > HEADER and (frame[1] or frame[0] & 1)
             packet = frame[HEADER:]
-            target = known(packet[16:20]) if packet and packet[0] >> 4 == 4 else None
+            target = known(packet[16:20]) if packet and packet[0] == 0x45 else None
             if target is None or unfinished:
                 target = self._route(packet) if target is None or fault(packet) else target
                 if target is None:

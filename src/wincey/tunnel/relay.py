@@ -127,8 +127,8 @@ class Relay:
             except BlockingIOError:
                 break
             packet = frame[skip:]
-            # Of a known destination only the version is looked at: the rest was made by the kernel's IP output.
-            target = known(packet[16:20]) if packet and packet[0] >> 4 == 4 else None
+            # With a known destination and no options nothing more is looked at: the kernel's IP output made the rest.
+            target = known(packet[16:20]) if packet and packet[0] == 0x45 else None
             if target is None:
                 target = self._route(packet)
                 if target is None:
