@@ -63,5 +63,7 @@ async def test_leases_are_listed_in_pages_and_followed_without_asking(own_etcd: 
     asked = since(own_etcd, before)
     assert own["Txn"] == 50
     assert set(asked) <= {"Range", "Watch"}
-    assert asked["Range"] == 2  # whether the store is still the one that was listed: its last change, and the last on a lease
+    assert (
+        asked["Range"] == 2
+    )  # whether the store is still the one that was listed: its last change, and the last on a lease
     await store.close()
