@@ -14,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support.etcd import EtcdServer, require_etcd, require_etcd35
 
-# Whoever was started in the background by a shell ignores these, and so would all that the tests start and interrupt.
-for number in (signal.SIGINT, signal.SIGQUIT):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler)
+# Whoever was started in the background by a shell, or by nohup, ignores these, and so would all that the tests start and interrupt:
+# a program inherits what is ignored, and not what is handled.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 pytest_plugins = ["support.ci_skips", "support.figures"]  # in CI a skipped test is a failure
 

@@ -20,7 +20,21 @@ class Capture:
     def __init__(self, lab, scratch):
         self._path = scratch / f"{lab.spec.name}.pcap"
         self._process = lab.node("switch").popen(
-            ["tcpdump", "-i", "br0", "--immediate-mode", "-U", "-Z", "root", "-s", "0", "-w", str(self._path)],
+            [
+                "tcpdump",
+                "-i",
+                "br0",
+                "-B",
+                "65536",
+                "--immediate-mode",
+                "-U",
+                "-Z",
+                "root",
+                "-s",
+                "0",
+                "-w",
+                str(self._path),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
