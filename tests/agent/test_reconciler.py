@@ -57,6 +57,22 @@ async def test_what_another_program_does_is_undone_and_counted(running):
     assert reconciler.repaired == 3
 
 
+async def test_what_nobody_notices_is_found_by_and_by_however_much_there_is_to_do():
+    kernel, desired = MemoryKernel(), DesiredState()
+    desired.put("a", [A])
+    reconciler = Reconciler(desired, [kernel], 0.3)
+    await reconciler.settle()
+    task = asyncio.create_task(reconciler.run())
+    del kernel.objects[A.key]
+    async with asyncio.timeout(10):
+        while A.key not in kernel.objects:
+            desired.put("b", [B] if B.key not in kernel.objects else [])
+            reconciler.apply_soon()
+            await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_what_leads_to_other_hosts_is_spared_for_a_while_and_no_repair_then():
     address = InterfaceAddress("flannel.1", Subnet.parse("10.3.9.0/32"))
     kernel, desired = MemoryKernel(), DesiredState()

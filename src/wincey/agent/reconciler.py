@@ -8,6 +8,7 @@ another program may have touched what is ours, after a failure, and slowly for e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -58,7 +59,8 @@ class Reconciler:
         self._failed_audits = 0
         self._told = False  # the last audit's failures are known
         self._blind = False  # the host could not be looked at, the last time
-        self._spares_until = 0.0  # by the event loop's clock
+        self._looked = 0.0  # when the last audit was, or something first failed, by the event loop's clock
+        self._spares_until = 0.0  # by the same
         self._spared: set[Key] = set()
         for driver in drivers:
             driver.watch(self.suspect)
@@ -96,14 +98,16 @@ class Reconciler:
         Before it nobody has said what is desired, and what an earlier run left behind carries packets.
         """
         await self._settled.wait()
+        loop = asyncio.get_running_loop()
         while True:
-            failed = self.failures or self._blind
+            failed = bool(self.failures) or self._blind
             retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if failed else self._pause()
-            try:
+            due = self._looked + retry  # whatever else there is to do meanwhile, and however often
+            with contextlib.suppress(TimeoutError):
                 # Not wait_for, here and elsewhere: up to Python 3.11 it may swallow the cancellation that ends us.
-                async with asyncio.timeout(retry):
+                async with asyncio.timeout_at(due):
                     await self._wake.wait()
-            except TimeoutError:
+            if loop.time() >= due:
                 self._why = self._why or ""
             if self._why:
                 # Bounds the share of a processor that audits can take however often another program changes things.
@@ -117,13 +121,15 @@ class Reconciler:
                         memory.give_back()
                     else:
                         await self._apply(self.desired.take_changes())
+                        if self.failures and not failed:
+                            self._looked = loop.time()
                     self._blind = False
                 except (
                     OSError
                 ) as error:  # no free descriptor, no memory, a device that went away: what is there carries on
                     if not self._blind:
                         log.error("the host can't be looked at or changed, which is tried again: %s", error)
-                    self._blind, self._failed_audits = True, self._failed_audits + 1
+                    self._blind, self._failed_audits, self._looked = True, self._failed_audits + 1, loop.time()
 
     def _pause(self) -> float:
         # With many peers an audit costs tens of milliseconds: at most a thousandth of a processor goes into slow audits.
@@ -149,7 +155,7 @@ class Reconciler:
         if changes and self._settled.is_set():
             self._tell(changes, expected, actual, why)
         self.audit_cost = self._cpu_time() - started
-        self.audited = time.monotonic()
+        self.audited, self._looked = time.monotonic(), asyncio.get_running_loop().time()
         self.audits += 1
         self.audits_cost += self.audit_cost
         self.failures.clear()
