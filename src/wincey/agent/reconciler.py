@@ -8,7 +8,6 @@ another program may have touched what is ours, after a failure, and slowly for e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -103,11 +102,14 @@ class Reconciler:
             failed = bool(self.failures) or self._blind
             retry = min(RETRY_MOST, RETRY_FIRST * 2 ** min(self._failed_audits, 16)) if failed else self._pause()
             due = self._looked + retry  # whatever else there is to do meanwhile, and however often
-            with contextlib.suppress(TimeoutError):
+            try:
                 # Not wait_for, here and elsewhere: up to Python 3.11 it may swallow the cancellation that ends us.
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
-            if loop.time() >= due:
+                overdue = loop.time() >= due
+            except TimeoutError:
+                overdue = True
+            if overdue:
                 self._why = self._why or ""
             if self._why:
                 # Bounds the share of a processor that audits can take however often another program changes things.
