@@ -225,8 +225,8 @@ class World:
         """A host gets another address."""
         if restart:
             host.crash()
-        if host.process is None or host.ready is not None:
-            host.renumbered = True
+        if host.process is None or host.ready is not None or self._read_config() is None:
+            host.renumbered = True  # or it can't say so: without a config nobody publishes anything
         host.address = self._address(host.number + 100 * (1 + host.address[2] % 2))
         host.start()
         host.look_again()

@@ -48,6 +48,14 @@ def test_the_lease_that_is_held_stays_ours_whatever_somebody_changed_of_it_while
     assert decide(V4, [taken], ME, previous=[], held=held, rng=random.Random(1)).take
 
 
+def test_who_runs_keeps_its_lease_beside_a_reservation_until_it_starts_anew():
+    held = lease("10.3.6.0-24", "10.99.0.1")
+    reserved = lease("10.3.9.0-24", "10.99.0.1", permanent=True)
+    for now, best in ((held, held), (None, reserved)):
+        decision = decide(V4, [reserved, held], ME, previous=[held.key.v4], held=now, rng=random.Random(1))
+        assert (decision.reuse, decision.drop) == (best, ())
+
+
 def test_own_reservation_wins_over_an_ordinary_lease():
     reserved = lease("10.3.9.0-24", "10.99.0.1", permanent=True, created=5)
     assert pick(V4, [lease("10.3.7.0-24", "10.99.0.1"), reserved]).reuse == reserved

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -27,9 +27,9 @@ from wincey.agent.reconciler import Reconciler, causes
 from wincey.agent.statefile import State
 from wincey.agent.territory import Territory
 from wincey.leasing.claims import Claim, Host
-from wincey.leasing.holder import Acquired, Renewal, acquire
+from wincey.leasing.holder import Acquired, Renewal, acquire, leave
 from wincey.leasing.timing import retry_in
-from wincey.model.address import format_address
+from wincey.model.address import Subnet, format_address
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import (
     BadConfig,
@@ -183,7 +183,7 @@ class Network:
         # Until this host is what a lease says, it has nothing to go on with where a round fails.
         known = snapshot if self._peers.planner else None
         early = known is not None and self._keeps_its_lease(prepared.config, snapshot)
-        if self._lease is None and self._was_robbed(snapshot):
+        if self._lease is None and self._was_robbed(prepared.config.networks, snapshot):
             self._reconciler.spare(COME_BACK_AFTER_LOSS)
         # Then nothing but the first attempt needs the snapshot: it must not stand in memory beside the next one.
         recent = [snapshot]
@@ -215,13 +215,16 @@ class Network:
             # It took a second reading: the watch begins after that one, and never tells what came between the two.
             self._peers.put_all(acquired.snapshot, patience)
             self._reconciler.apply_soon()
+        await self._patiently(lambda: leave(self.registry, acquired.rest))
         return acquired.snapshot.revision, attrs
 
-    def _was_robbed(self, snapshot: Snapshot) -> bool:
-        """Whether this host had a subnet, and nobody has it now: the store may have lost the data of all hosts."""
+    def _was_robbed(self, networks: Sequence[Subnet], snapshot: Snapshot) -> bool:
+        """Whether this host had a subnet in its networks, and nobody has it now: the store may have lost the data of all hosts."""
         previous = {subnet.masked() for subnet in self._env.previous.subnets}
-        return bool(previous) and not any(
-            previous.intersection(lease.key.subnets) for lease in snapshot.leases.values()
+        return (
+            bool(previous)
+            and set(networks) == {network.masked() for network in self._env.previous.networks}
+            and not any(previous.intersection(lease.key.subnets) for lease in snapshot.leases.values())
         )
 
     def _must_yield_to(self, lease: Lease) -> bool:
@@ -366,7 +369,7 @@ class Network:
         essential = [each for each in causes(failures) if each.object.essential and each.object.key in own]
         if essential and not self._env.written:
             raise NotJoinable("; ".join(f"{failure.object}: {failure.reason}" for failure in essential[:3]))
-        if not failures:
+        if not failures and not self._reconciler.sparing:
             self._territory.settle(networks)
         env = EnvFile.of(
             prepared.config, self._lease.key, mtu=prepared.backend.mtu, ip_masq=self._settings.policy.masquerade

@@ -75,6 +75,11 @@ class Reconciler:
         self._spares_until = loop.time() + seconds
         loop.call_later(seconds, self.suspect, "hosts that have not come back")
 
+    @property
+    def sparing(self) -> bool:
+        """Whether something may be left that will go yet."""
+        return asyncio.get_running_loop().time() < self._spares_until
+
     def apply_soon(self) -> None:
         """The desired state has changed: apply the difference as soon as the event loop is free."""
         self._wake.set()
@@ -150,7 +155,7 @@ class Reconciler:
         expected = {item.key for item in (*planned.put, *planned.delete)} | self.failures.keys() | self._spared
         changes = diff(self.desired.objects, actual)
         self._spared.clear()
-        if asyncio.get_running_loop().time() < self._spares_until:
+        if self.sparing:
             gone = {item.key for item in planned.delete}
             self._spared = {item.key for item in changes.delete if item.to_peer and item.key not in gone}
             changes.delete = [item for item in changes.delete if item.key not in self._spared]

@@ -68,7 +68,13 @@ def decide(
     unusable = tuple(lease for lease in own if not config.allows(lease.key) and not lease.permanent)
     if usable:
         best = min(
-            usable, key=lambda lease: (not lease.permanent, not set(lease.key.subnets) & set(previous), lease.created)
+            usable,
+            key=lambda lease: (
+                held is None or lease.key != held.key,  # who runs stays where it is, also beside a reservation
+                not lease.permanent,
+                not set(lease.key.subnets) & set(previous),
+                lease.created,
+            ),
         )
         return Decision(best, None, unusable)
 

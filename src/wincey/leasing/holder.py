@@ -22,11 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Acquired(msgspec.Struct):
-    """A lease that is ours, everything else as of just after we got it, and how many rounds it took."""
+    """A lease that is ours, everything else as of just after we got it, and how many rounds it took.
+
+    rest: leases of ours that do not fit the config any more, to `leave` once the host lives by the new one: until then nobody else may
+    have their subnets.
+    """
 
     lease: Lease
     snapshot: Snapshot
     rounds: int
+    rest: tuple[Lease, ...] = ()
 
 
 async def acquire(
@@ -90,10 +95,15 @@ async def acquire(
             snapshot = None
             continue
         for stale in decision.drop:
-            log.info("releasing our lease %s, which does not fit the network config any more", stale.key)
-            await _release(registry, stale)
             snapshot.leases.pop(registry.lease_key(stale.key), None)
-        return Acquired(lease, snapshot, rounds)
+        return Acquired(lease, snapshot, rounds, decision.drop)
+
+
+async def leave(registry: LeaseStore, rest: Sequence[Lease]) -> None:
+    """Release leases that a new one has taken the place of. Raises StoreError."""
+    for stale in rest:
+        log.info("releasing our lease %s, which does not fit the network config any more", stale.key)
+        await _release(registry, stale)
 
 
 def _garbled(snapshot: Snapshot) -> dict[LeaseKey, Lease]:

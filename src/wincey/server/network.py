@@ -9,7 +9,7 @@ import msgspec
 
 from wincey.leasing.allocate import Identity, losers
 from wincey.leasing.claims import Host
-from wincey.leasing.holder import acquire
+from wincey.leasing.holder import acquire, leave
 from wincey.model.address import Subnet, format_address
 from wincey.model.config import NetworkConfig
 from wincey.model.errors import BadConfig, BadLease, KeyConflict, KeyExists, StoreError
@@ -58,6 +58,7 @@ class Network:
         acquired = await acquire(
             self.registry, config=config, identity=identity, attrs=attrs, previous=wish, rng=self._rng
         )
+        await leave(self.registry, acquired.rest)
         return acquired.lease
 
     async def renew(self, key: LeaseKey, attrs: LeaseAttrs, formerly: bytes | None, host: Host | None) -> Lease:
