@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import platform
-import re
 
 import msgspec
 
 from wincey.agent.interface import choose
 from wincey.backends.base import HostFacts
 from wincey.kernel.interfaces import connected_subnets, default_route_interface, read_interfaces, route_to
+from wincey.kernel.release import kernel_release
 from wincey.model.address import Address, MacAddress, Subnet
 from wincey.model.config import BackendOptions, NetworkConfig
 from wincey.model.errors import NotJoinable
@@ -74,7 +73,7 @@ class HostLook:
             public_v6=choice.public_v6,
             connected=connected,
             macs=self._macs,
-            kernel=_kernel(),
+            kernel=kernel_release(),
             known=self._known,
             tun=self._tun,
         )
@@ -88,8 +87,3 @@ class HostLook:
             for subnet, device in connected_subnets()
             if not any(subnet.overlaps(network) for network in config.networks)
         )
-
-
-def _kernel() -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", platform.release())
-    return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -63,17 +63,15 @@ class Planner:
         objects = self._backend.local(self._own)
         isolation = self._isolation(objects)
         if mark := self._policy.fast_path_mark:
-            objects.append(
-                fast_path(
-                    objects,
-                    backend=self._backend.type,
-                    network=self._config.network if self._config.enable_ipv4 else None,
-                    own=self._own,
-                    host=self._host,
-                    mark=mark,
-                    engine=self._policy.fast_path_engine,
-                )
+            path = fast_path(
+                objects,
+                backend=self._backend.type,
+                network=self._config.network if self._config.enable_ipv4 else None,
+                own=self._own,
+                host=self._host,
+                mark=mark,
             )
+            objects.append(msgspec.structs.replace(path, engine=self._policy.fast_path_engine))
         for network in self._config.networks:
             subnet = next((subnet for subnet in self._own.subnets if subnet.family == network.family), None)
             if subnet is None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
 from wincey.backends.base import HostFacts
 from wincey.backends.hostgw import HostGwBackend
 from wincey.backends.udp import UdpBackend
 from wincey.model.address import Subnet
-from wincey.model.fastpath import Engine, FastPath
+from wincey.model.fastpath import FastPath
 from wincey.model.lease import LeaseKey
 from wincey.model.state import Link, Object
 from wincey.model.udp import BpfTunnel
@@ -19,24 +17,9 @@ _UNKNOWN = Subnet(bytes(4), 0)
 
 
 def fast_path(
-    objects: Iterable[Object],
-    *,
-    backend: str,
-    network: Subnet | None,
-    own: LeaseKey,
-    host: HostFacts,
-    mark: int,
-    engine: Engine = "auto",
-) -> FastPath:
-    """What exists for the fast path of a host whose backend has planned `objects` for it. network: the IPv4 one."""
-    return msgspec.structs.replace(
-        _found(objects, backend=backend, network=network, own=own, host=host, mark=mark), engine=engine
-    )
-
-
-def _found(
     objects: Iterable[Object], *, backend: str, network: Subnet | None, own: LeaseKey, host: HostFacts, mark: int
 ) -> FastPath:
+    """What exists for the fast path of a host whose backend has planned `objects` for it. network: the IPv4 one."""
     if network is None or own.v4 is None or host.local is None:
         return _none("it carries IPv4, which this network has not")
     planned = list(objects)

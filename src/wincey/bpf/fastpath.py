@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from wincey.bpf.attach import Attachment
+from wincey.kernel import nft
 from wincey.kernel.conntrack import Connection
 from wincey.kernel.flowtable import PRIORITY, STEM, flows
 from wincey.model.fastpath import FastPath
@@ -82,10 +83,9 @@ def table_name(stem: str) -> str:
 
 def table(path: FastPath, name: str) -> str:
     """The script that replaces the table by one for this path, in one transaction."""
-    return "".join(
+    return nft.deletion(("ip", name)) + "".join(
         f"{line}\n"
         for line in (
-            *removal(name),
             f"table ip {name} {{",
             "    chain forward {",
             f"        type filter hook forward priority {PRIORITY}; policy accept;",
@@ -94,11 +94,6 @@ def table(path: FastPath, name: str) -> str:
             "}",
         )
     )
-
-
-def removal(name: str) -> Iterable[str]:
-    """The lines that remove the table, there or not."""
-    return f"add table ip {name}", f"delete table ip {name}"
 
 
 def _mask(length: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfttable import OwnTable
 from wincey.kernel.ports import PortWatch, container_ports, is_ethernet
 from wincey.kernel.program import find
+from wincey.kernel.release import kernel_release
 from wincey.model.fastpath import FastPath
 from wincey.model.state import Sysctl
 
@@ -213,8 +213,7 @@ class Programs:
 
 def _reason_against(path: FastPath) -> str:
     """Why this host can't have it, as far as can be told without trying; "" for nothing. Raises OSError."""
-    release = os.uname().release.split(".")
-    kernel = int(release[0]), int(release[1].split("-")[0])
+    kernel = kernel_release()
     if reason := syscall.unsupported():
         return reason
     if kernel < _NEEDS:

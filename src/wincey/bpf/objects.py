@@ -31,6 +31,9 @@ class Objects:
         self.maps: dict[str, Map] = {}
         self.programs: dict[str, int] = {}
         self.fresh: set[str] = set()
+        self._behind: set[str] = (
+            set()
+        )  # programs that may have been loaded with a map that another has taken the place of
         self._directory, self._baked = directory, baked
         self._generation = directory / baked.digest
         self._attacher = Attacher(directory, tcx=tcx)
@@ -70,13 +73,14 @@ class Objects:
             if fd is not None:
                 self.programs[name] = fd
         # A program uses the maps it was loaded with: beside a new map it has to be loaded anew.
-        absent = [n for n in self._baked.programs if n not in self.programs or self.fresh & self._uses(n)]
+        absent = [n for n in self._baked.programs if n not in self.programs or n in self._behind]
         for name, fd in program.load(self._baked, self.maps, absent).items():
             (self._generation / f"prog_{name}").unlink(missing_ok=True)
             if (former := self.programs.pop(name, None)) is not None:
                 os.close(former)
             self.programs[name] = fd
             self._pin(f"prog_{name}", fd)
+            self._behind.discard(name)
 
     def attach(self, attachments: Iterable[Attachment]) -> None:
         """Have the programs run at these places: attached, replaced, or left if they do. Raises BpfError for the first failure."""
@@ -128,6 +132,7 @@ class Objects:
         for fd in programs.values():
             os.close(fd)
         self.fresh.clear()
+        self._behind.clear()
 
     def _is_attached(self, attachment: Attachment) -> bool:
         running = self._attacher.attached(attachment)
@@ -148,6 +153,7 @@ class Objects:
                 found.close()
         pin.unlink(missing_ok=True)
         self.fresh.add(name)
+        self._behind |= {each for each in self._baked.programs if name in self._uses(each)}
         return Map.create(name, layout)
 
     def _pin(self, name: str, fd: int) -> None:

@@ -227,7 +227,6 @@ class BpfTunnelDriver:
         objects.attach(places)
         objects.detach_others(places)
         objects.retire()
-        objects.fresh.clear()
 
     async def _take_down(self, device: str) -> None:
         self._watch.devices = frozenset()

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Callable, Sequence
 
-from wincey.kernel import program
+from wincey.kernel import nft, program
 from wincey.kernel.interfaces import read_interfaces
 from wincey.kernel.nfmonitor import LegacyPoll, NftMonitor, legacy_tables
 from wincey.kernel.nfttable import OwnTable
 from wincey.kernel.ports import PortWatch, container_ports
 from wincey.kernel.program import ProgramFailed, find
+from wincey.kernel.release import kernel_release
 from wincey.model.fastpath import FastPath
 
 PRIORITY = 300
@@ -73,7 +73,7 @@ def flows(path: FastPath) -> tuple[str, str]:
 
 def script(path: FastPath, name: str, devices: Sequence[str]) -> str:
     """What replaces the table by one with a flowtable at these devices, in one transaction; without devices an empty one. Pure."""
-    lines = [f"add table ip {name}", f"delete table ip {name}", f"table ip {name} {{"]
+    lines = [f"table ip {name} {{"]
     if devices:
         quoted = ", ".join(f'"{device}"' for device in devices)
         lines += [
@@ -90,7 +90,7 @@ def script(path: FastPath, name: str, devices: Sequence[str]) -> str:
             *(f"        {flow} ct direction original {_FORTH} @answered flow add @flows" for flow in flows(path)),
             "    }",
         ]
-    return "".join(f"{line}\n" for line in (*lines, "}"))
+    return nft.deletion(("ip", name)) + "".join(f"{line}\n" for line in (*lines, "}"))
 
 
 def unserved(path: FastPath) -> str:
@@ -102,8 +102,7 @@ def unserved(path: FastPath) -> str:
 
 async def complaint() -> str:
     """Why this host has no flowtables, in a line, "" if it has: tried, and nothing made. Raises ProgramFailed where that takes too long."""
-    release = os.uname().release.split(".")
-    kernel = int(release[0]), int(release[1].split("-")[0])
+    kernel = kernel_release()
     if kernel < _NEEDS:
         return f"Linux {kernel[0]}.{kernel[1]} is too old for flowtables at bridges: they need {_NEEDS[0]}.{_NEEDS[1]}"
     if find("nft") is None:

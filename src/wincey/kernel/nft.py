@@ -59,7 +59,12 @@ async def features() -> Features:
 
 async def delete_tables(*tables: tuple[str, str]) -> None:
     """Delete tables (family, name) in one transaction; those that don't exist are made and deleted within it."""
-    await commit("".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family, name in tables))
+    await commit(deletion(*tables))
+
+
+def deletion(*tables: tuple[str, str]) -> str:
+    """The lines of a script that delete tables (family, name), there or not. Pure."""
+    return "".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family, name in tables)
 
 
 async def _refused(wanted: Features) -> str:

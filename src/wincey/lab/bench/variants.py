@@ -42,6 +42,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _FAST = ("--fast-path=on",)
+_OFFLOAD = ("--udp-engine=offload",)
 _NO_RULES = ("--ip-masq=false", "--iptables-forward-rules=false")
 
 UNDERLAY, ROUTES, FLANNEL_VXLAN, FLANNEL_HOST_GW, PROXY, PROXY_HOSTS = (
@@ -74,12 +75,12 @@ VARIANTS = (
     Variant(name=PROXY, what="a proxy as flannel's udp: one packet for each system call", kind="proxy"),
     Variant(name=PROXY_HOSTS, what="the same, from host to host through it", kind="proxy", hosts=True, quick=False),
     Variant(name="udp-plain", what="udp, engine plain", backend="udp", flags=("--udp-engine=plain",)),
-    Variant(name="udp-offload", what="udp, engine offload", backend="udp", flags=("--udp-engine=offload",)),
+    Variant(name="udp-offload", what="udp, engine offload", backend="udp", flags=_OFFLOAD),
     Variant(
         name="udp-offload-hosts",
         what="udp, engine offload, from host to host through it",
         backend="udp",
-        flags=("--udp-engine=offload",),
+        flags=_OFFLOAD,
         hosts=True,
         quick=False,
     ),
@@ -87,7 +88,7 @@ VARIANTS = (
         name="udp-offload-python",
         what="udp, engine offload without its compiled core",
         backend="udp",
-        flags=("--udp-engine=offload",),
+        flags=_OFFLOAD,
         without=("tunnel/core.so",),
     ),
     Variant(name="udp-bpf", what="udp, engine bpf", backend="udp", flags=("--udp-engine=bpf",)),
