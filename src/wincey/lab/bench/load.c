@@ -32,6 +32,7 @@
 #define BATCH 64
 #define PATIENCE 5 /* seconds until a sink gives up */
 #define PAUSE_US 50
+#define ANSWER 0.01 /* seconds between two answers of a sink */
 #define MOST_STREAMS 64
 #define MOST_SAMPLES (1 << 22)
 
@@ -186,7 +187,7 @@ static void udp_sink(const char *port, double seconds)
     struct iovec parts[BATCH];
     struct sockaddr_in sender;
     int sock = listening(SOCK_DGRAM, port), room = 8 << 20;
-    double start = 0, last = now(), first = 0;
+    double start = 0, last = now(), first = 0, answered = 0;
     uint64_t count = 0;
 
     setsockopt(sock, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
@@ -205,10 +206,12 @@ static void udp_sink(const char *port, double seconds)
             continue;
         }
         last = now();
-        if (!first) {
-            first = last;
-            /* One answer, as most of what is sent over UDP gets some: to conntrack the flow is established from then on. */
+        if (!first) first = last;
+        if (last > answered + ANSWER) {
+            /* As most of what is sent over UDP gets answers: to conntrack the flow is established from the first one on that
+             * is not lost. */
             sendto(sock, "", 1, 0, (struct sockaddr *)&sender, sizeof sender);
+            answered = last;
         }
         if (start)
             count += got;

@@ -1,4 +1,4 @@
-"""A run: for each kind of wire all variants are brought up side by side, and then measured in turn, round after round."""
+"""A run: for each kind of wire all variants are brought up side by side, and then loaded in turn, round after round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from wincey import __version__
-from wincey.lab.bench.load import METRICS, Loader, Machine, important
+from wincey.lab.bench.load import LOADS, METRICS, Loader, Machine, important, unthrottled
 from wincey.lab.bench.pair import Pair
 from wincey.lab.bench.programs import compile_programs
 from wincey.lab.bench.results import Results, Underlay
@@ -24,7 +24,6 @@ from wincey.model.errors import WinceyError
 
 UNDERLAYS = ("offloading", "segmenting")
 
-_LOADS = 5
 _AROUND = 0.35  # seconds around each load: warming up, starting programs
 _START = 2.5  # seconds that a variant takes to come up
 
@@ -45,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def estimate(self) -> float:
         """Seconds that it will take, about."""
-        one = _START + self.rounds * _LOADS * (self.seconds + _AROUND)
+        one = _START + self.rounds * len(LOADS) * (self.seconds + _AROUND)
         return len(self.variants) * len(self.underlays) * one
 
 
@@ -64,7 +63,7 @@ def run(plan: Plan, report: Report, root: Path = ROOT) -> Results:
         baseline=plan.baseline,
         what={variant.name: variant.what for variant in plan.variants},
     )
-    with tempfile.TemporaryDirectory(prefix="wincey-bench-") as scratch, important():
+    with tempfile.TemporaryDirectory(prefix="wincey-bench-") as scratch, important(), unthrottled():
         programs = Path(scratch)
         compile_programs(programs)
         loader = Loader(programs, machine, plan.seconds)
@@ -100,24 +99,28 @@ class _Part:
                 self._pairs[variant.name] = pair
 
     def measure(self, loader: Loader) -> None:
-        """Every round of every variant that came up."""
+        """Every round: each load on every variant that came up, so that what is compared is measured within seconds."""
         begin, done = time.monotonic(), 0
         for number in range(self._plan.rounds):
-            for name, pair in [*self._pairs.items()]:
-                left = (self._plan.rounds - number) * len(self._pairs) * (time.monotonic() - begin) / max(done, 1)
-                about = f", about {left / 60:.1f} min left here" if number else ""
-                self._report(f"{self._underlay}: round {number + 1} of {self._plan.rounds}, {name}{about}")
-                try:
-                    figures = loader.measure(pair)
-                except WinceyError as error:
-                    self._pairs.pop(name)  # once it fails it is not asked again: a ratio needs every round
-                    self.found.variants.pop(name, None)
-                    self._leave_out(name, error)
-                    continue
+            for load in LOADS:
+                left = (self._plan.rounds * len(LOADS) - done) * (time.monotonic() - begin) / max(done, 1)
+                about = f", about {left / 60:.1f} min left here" if done else ""
+                for name in [*self._pairs]:
+                    self._report(f"{self._underlay}: round {number + 1} of {self._plan.rounds}, {load}, {name}{about}")
+                    self._measure(loader, load, name)
                 done += 1
-                rounds = self.found.variants.setdefault(name, {metric: [] for metric in METRICS})
-                for metric, figure in figures.items():
-                    rounds[metric].append(figure)
+
+    def _measure(self, loader: Loader, load: str, name: str) -> None:
+        try:
+            figures = loader.measure(load, self._pairs[name])
+        except WinceyError as error:
+            self._pairs.pop(name)  # once it fails it is not asked again: a ratio needs every round
+            self.found.variants.pop(name, None)
+            self._leave_out(name, error)
+            return
+        rounds = self.found.variants.setdefault(name, {metric: [] for metric in METRICS})
+        for metric, figure in figures.items():
+            rounds[metric].append(figure)
 
     def _leave_out(self, name: str, error: WinceyError) -> None:
         self.found.left_out[name] = str(error)
