@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from support.netns import netns
-from wincey.bpf import bpffs, probe, syscall
+from wincey.bpf import bpffs, probe, program, syscall
 from wincey.bpf.attach import Attacher, Attachment, device_index
 from wincey.bpf.maps import Map, MapLayout
 from wincey.bpf.objects import Objects
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.root
 DEVICE = "d.1_x"  # with what bpffs takes badly in names
 OUT, IN = Attachment("udp_tun_out", DEVICE, "egress"), Attachment("udp_wire_in", DEVICE, "ingress")
 BAKED = read_baked("udp")
+CALL, CLOCK, COARSE_CLOCK = 0x85, 5, 160  # linux/bpf.h
 ROUTE = struct.pack("=I4s", 24, bytes([10, 1, 2, 0])), struct.pack("=4sI", bytes([192, 0, 2, 1]), 0)
 
 
@@ -262,6 +263,28 @@ def test_the_verifier_is_quoted():
         syscall.prog_load(syscall.SCHED_CLS, struct.pack("=BBhi", 0x95, 0, 0, 0), "wrong", "GPL")
     assert "\n" not in str(told.value)
     assert told.value.errno in (errno.EACCES, errno.EINVAL)
+
+
+@pytest.mark.parametrize("name", ["fastpath", "udp"])
+def test_older_kernels_get_a_helper_that_they_have(monkeypatch, name):
+    """The clock that costs nothing is of 5.11; the programs are as good with the other one."""
+    baked = read_baked(name)
+    calls = {
+        struct.unpack_from("=BBhi", program.suited(each.code, (5, 10)), at)[3]
+        for each in baked.programs.values()
+        for at in range(0, len(each.code), 8)
+        if each.code[at] == CALL
+    }
+    assert CLOCK in calls
+    assert COARSE_CLOCK not in calls
+    assert all(program.suited(each.code, (5, 11)) == each.code for each in baked.programs.values())
+    monkeypatch.setattr(program, "kernel_release", lambda: (5, 10))
+    maps = {each: Map.create(each, layout) for each, layout in baked.maps.items()}
+    try:
+        program.close(program.load(baked, maps))
+    finally:
+        for each in maps.values():
+            each.close()
 
 
 def test_programs_of_another_device_say_what_is_missing(ns, directory):

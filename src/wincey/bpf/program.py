@@ -17,9 +17,14 @@ import msgspec
 
 from wincey.bpf import syscall
 from wincey.bpf.maps import Map, MapLayout
+from wincey.kernel.release import kernel_release
 
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
+_CALL = struct.pack("=BBhi", 0x85, 0, 0, 160)
+"""bpf_ktime_get_coarse_ns, of Linux 5.11: the clock as of its last tick."""
+_FORMER_CALL = struct.pack("=BBhi", 0x85, 0, 0, 5)
+"""bpf_ktime_get_ns, which costs more and tells the same but finer."""
 
 
 class BakedProgram(msgspec.Struct, frozen=True):
@@ -62,11 +67,19 @@ def load(baked: Baked, maps: Mapping[str, Map], names: Iterable[str] | None = No
                 assert code[at] == _LD_IMM64
                 code[at + 1] = code[at + 1] & 0x0F | _PSEUDO_MAP_FD << 4
                 struct.pack_into("=i", code, at + 4, maps[used].fd)
-            loaded[name] = syscall.prog_load(program.kind, bytes(code), name, baked.license)
+            loaded[name] = syscall.prog_load(program.kind, suited(bytes(code), kernel_release()), name, baked.license)
     except BaseException:
         close(loaded)
         raise
     return loaded
+
+
+def suited(code: bytes, release: tuple[int, int]) -> bytes:
+    """Instructions for a kernel: helpers that it has not yet by older ones that mean the same."""
+    if release >= (5, 11):
+        return code
+    instructions = (code[at : at + 8] for at in range(0, len(code), 8))
+    return b"".join(_FORMER_CALL if each == _CALL else each for each in instructions)
 
 
 def close(loaded: Mapping[str, int]) -> None:

@@ -214,8 +214,9 @@ class BpfTunnelDriver:
         log.info("udp tunnel %s: eBPF programs carry it from here on", tunnel.device)
 
     def _attach(self, objects: Objects, tunnel: BpfTunnel) -> None:
-        for pair in pairs_of(tunnel.device):
-            pairs.make(pair)
+        finishing, merging = pairs_of(tunnel.device)
+        pairs.make(finishing)
+        pairs.make(merging, tunnel.underlay)
         hosts = _hosts(objects)
         objects.maps["hosts"].make_equal(dict.fromkeys(hosts, _FIRST))
         config = _config(tunnel)

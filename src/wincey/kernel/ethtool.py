@@ -15,6 +15,9 @@ _GET_TX_CHECKSUM = 0x16
 _SET_TX_CHECKSUM = 0x17
 _GET_SEGMENTATION, _SET_SEGMENTATION = 0x1E, 0x1F  # TCP's
 _GET_MERGING, _SET_MERGING = 0x2B, 0x2C  # generic receive offload
+_GET_CHANNELS = 0x3C
+_CHANNELS = 9  # words of struct ethtool_channels
+_RECEIVE, _COMBINED = 5, 8
 
 
 def get_tx_checksum(device: str) -> bool:
@@ -47,9 +50,19 @@ def set_merging(device: str, on: bool) -> None:
     _call(device, _SET_MERGING, int(on))
 
 
+def receive_queues(device: str) -> int:
+    """How many queues the device receives by; raises OSError, also where the driver does not say."""
+    channels = _ask(device, array.array("I", [_GET_CHANNELS, *bytes(_CHANNELS - 1)]))
+    return channels[_RECEIVE] + channels[_COMBINED]
+
+
 def _call(device: str, command: int, value: int) -> int:
-    argument = array.array("I", [command, value])  # struct ethtool_value, at an address that struct ifreq tells
+    return _ask(device, array.array("I", [command, value]))[1]  # struct ethtool_value
+
+
+def _ask(device: str, argument: array.array[int]) -> array.array[int]:
+    """The argument as the kernel left it; struct ifreq tells the kernel its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sP16x", device.encode(), argument.buffer_info()[0])
         fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
-    return argument[1]
+    return argument

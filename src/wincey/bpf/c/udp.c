@@ -24,7 +24,8 @@
 /* Acknowledgements and questions of a few bytes come one by one, and the merging pair costs them a tenth of their way. They may
  * pass it by if nothing of their flow is in there still, which they would overtake, and nothing to merge is on its way. */
 #define SMALL 128		/* bytes of an inner packet */
-#define BULK 10000000ULL	/* nanoseconds since the last segment above that: more are to be expected until then */
+#define BULK 20000000ULL	/* nanoseconds since the last segment above that: more are to be expected until then. Read from a clock that
+				 * ticks every 1 to 10 ms and costs nothing, so it is at least one of those ticks */
 #define LINGERS 100000ULL	/* nanoseconds that a segment may be in the pair: longer than one round of the underlay's NAPI */
 #define FLOWS 4096		/* places for flows; those that share one are taken for one */
 
@@ -43,7 +44,7 @@ struct config {
 	__u8 unused;
 };
 struct route { __u32 host; __u32 flags; };
-struct merged { __u64 any, large; };	/* when segments of a flow last went into the merging pair, in ns since boot */
+struct merged { __u64 small, large; };	/* when segments of a flow last went into the merging pair, in ns since boot */
 
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1, 0);
 MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct subnet_key, struct route, 1 << 17, BPF_F_NO_PREALLOC);
@@ -72,7 +73,7 @@ INLINE struct route *find_route(__u32 address)
 INLINE int merges(struct __sk_buff *skb, struct inbound *frame)
 {
 	__u32 *ports = (void *)(frame + 1), place;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 tick = bpf_ktime_get_coarse_ns(), now;
 	struct merged *last;
 
 	if (frame->in.protocol != IPPROTO_TCP)
@@ -83,11 +84,14 @@ INLINE int merges(struct __sk_buff *skb, struct inbound *frame)
 	last = bpf_map_lookup_elem(&merged, &place);
 	if (!last)
 		return 1;
-	if (skb->gso_size || bpf_ntohs(frame->in.tot_len) > SMALL)
-		last->large = now;
-	else if (now - last->large > BULK && now - last->any > LINGERS)
+	if (skb->gso_size || bpf_ntohs(frame->in.tot_len) > SMALL) {
+		last->large = tick;
+		return 1;
+	}
+	now = bpf_ktime_get_ns();
+	if (tick + BULK - last->large > 2 * BULK && now - last->small > LINGERS)	/* another processor may be a tick ahead */
 		return 0;
-	last->any = now;
+	last->small = now;
 	return 1;
 }
 
