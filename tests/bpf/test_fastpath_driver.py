@@ -117,7 +117,7 @@ def test_what_others_change_is_seen(hosts, tmp_path):
         attachment = Places(("eth0",), ()).attachments()[0]
         changes = (
             lambda: driver._programs._objects.detach([attachment]),
-            lambda: driver._programs._objects.maps["conf"].put(bytes(4), conf(PATH, wraps=False)),
+            lambda: driver._programs._objects.maps["conf"].put(bytes(4), conf(msgspec.structs.replace(PATH, vni=2))),
             lambda: sysctl.write(Sysctl(LIBERAL, "0")),
         )
         for change in changes:

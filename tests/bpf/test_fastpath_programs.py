@@ -36,7 +36,9 @@ PATH = FastPath(
 )
 VTEP, PEER_VTEP, ROUTER = (bytes.fromhex(f"0e000000000{n}") for n in (1, 2, 3))
 OUTER = ether(vxlan(ether(b"", VTEP, PEER_VTEP), LOCAL, PEER), MAC_A, MAC_B)  # what a learned packet had in front
+OVER_UDP = FastPath(PATH.network, PATH.subnet, "eth0", address(LOCAL), 0x1000, "udp", "", 8285)
 WRAPPED, PLAIN, UDP = 64, 14, 42
+_MONOTONIC_COARSE = 6  # linux/time.h: the clock of the programs
 HEADS = {WRAPPED: OUTER, PLAIN: MAC_B + MAC_A + b"\x08\x00", UDP: ether(udp(LOCAL, PEER, (8285, 8285)), MAC_A, MAC_B)}
 
 
@@ -57,8 +59,8 @@ class Programs:
         self._before = dict.fromkeys(COUNTERS, 0)
         self._before = self.counted()
 
-    def configure(self, path=PATH, *, wraps=True):
-        self.maps["conf"].put(bytes(4), conf(path, wraps=wraps))
+    def configure(self, path=PATH):
+        self.maps["conf"].put(bytes(4), conf(path))
 
     def run(self, name, frame, *, mark=0, device=1, gso=0, vlan=0):
         """The verdict and the frame as the program left it."""
@@ -75,8 +77,8 @@ class Programs:
 
     def flow(self, *, form=WRAPPED, protocol=6, age=0.0, most=1400, device=1, remote=THERE, **parts):
         """Put a flow as the ordinary path would have taught it `age` seconds ago."""
-        seen = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(age * 1e9)
-        head = bytearray(HEADS[form].ljust(64, b"\0")[:64])
+        seen = time.clock_gettime_ns(_MONOTONIC_COARSE) - int(age * 1e9)
+        head = bytearray(parts.get("head", HEADS[form]).ljust(64, b"\0")[:64])
         if form != PLAIN:
             for at, size in ((16, 4), (24, 2), (38, 4)):
                 head[at : at + size] = bytes(size)
@@ -152,7 +154,7 @@ def test_sizes_out_and_in(programs, form, size, protocol):
     """What one host sends out, another one takes in: the same packet, two hops on."""
     programs.flow(form=form, protocol=protocol)
     if form == UDP:
-        programs.configure(FastPath(PATH.network, PATH.subnet, "eth0", address(LOCAL), 0x1000, "udp", "", 8285))
+        programs.configure(OVER_UDP)
     make = tcp if protocol == 6 else udp
     body = bytes(range(256)) * 6
     verdict, data = programs.run("fast_out", from_container(make(HERE, THERE, PORTS, body[:size])))
@@ -165,12 +167,79 @@ def test_sizes_out_and_in(programs, form, size, protocol):
         UDP: ether(udp(PEER, LOCAL, (8285, 8285), answered, check=False)),
         WRAPPED: wrapped(answered),
     }[form]
-    verdict, data = programs.run("fast_in", frame)
+    if form == UDP and protocol == 6 and size > 128 - 40:  # to be merged first
+        assert programs.run("fast_in", frame) == (NEXT, frame)
+        verdict, data = programs.run("fast_merged", ether(answered))
+    else:
+        verdict, data = programs.run("fast_in", frame)
     assert verdict == REDIRECT
     assert data[:14] == MAC_A + ROUTER + b"\x08\x00"
     seen = verify(data[14:])
     assert (seen.source, seen.destination, seen.ttl, seen.wrapped) == (THERE, HERE, 63, False)
     assert data[34:] == answered[20:]
+
+
+def over_udp(body, protocol=tcp):
+    return ether(udp(PEER, LOCAL, (8285, 8285), protocol(THERE, HERE, PORTS[::-1], bytes(body)), check=False))
+
+
+def test_small_segments_do_not_overtake_what_is_merged(programs):
+    """For some 40 ms after a larger one of their flow they go the same way; what is merged already has nothing to wait for."""
+    programs.configure(OVER_UDP)
+    programs.flow(form=UDP)
+    programs.flow(form=UDP, protocol=17)
+    assert programs.run("fast_in", over_udp(1))[0] == REDIRECT
+    assert programs.run("fast_in", over_udp(1000)) == (NEXT, over_udp(1000))
+    assert programs.run("fast_in", over_udp(1)) == (NEXT, over_udp(1))
+    assert programs.run("fast_in", over_udp(1000, udp))[0] == REDIRECT
+    assert programs.run("fast_merged", ether(answer()))[0] == REDIRECT
+    time.sleep(0.06)
+    assert programs.run("fast_in", over_udp(1))[0] == REDIRECT
+
+
+def test_only_what_the_pair_has_merged_comes_without_headers(programs):
+    """A host beside us can send a bare packet to the underlay's device too."""
+    programs.configure(OVER_UDP)
+    programs.flow(form=UDP)
+    bare = ether(answer())
+    assert programs.run("fast_in", bare) == (NEXT, bare)
+    assert programs.counted()["wrong-source"] == 1
+    assert programs.run("fast_merged", bare)[0] == REDIRECT
+    for form in (PLAIN, WRAPPED):
+        programs.flow(form=form)
+        assert programs.run("fast_merged", bare) == (NEXT, bare)
+    other = ether(tcp(THERE, "10.5.9.9", PORTS[::-1], b"y"))
+    assert programs.run("fast_merged", other) == (NEXT, other)
+
+
+INTO_TUNNEL = ether(b"", VTEP, PEER_VTEP)
+
+
+@pytest.mark.parametrize("body", [0, 100, 1360])
+def test_what_the_tunnels_device_wraps_is_unwrapped_all_the_same(programs, body):
+    programs.flow(form=PLAIN, head=INTO_TUNNEL)
+    verdict, data = programs.run("fast_out", from_container(tcp(HERE, THERE, PORTS, b"x" * body)))
+    assert (verdict, data[:14]) == (REDIRECT, INTO_TUNNEL)
+    answered = tcp(THERE, HERE, PORTS[::-1], b"y" * body)
+    verdict, data = programs.run("fast_in", wrapped(answered))
+    assert (verdict, data[:14]) == (REDIRECT, MAC_A + ROUTER + b"\x08\x00")
+    assert verify(data[14:]).ttl == 63
+    assert data[34:] == answered[20:]
+    unwrapped = ether(answered)  # by the device
+    assert programs.run("fast_in", unwrapped)[0] == REDIRECT
+    assert programs.counted()["in"] == 2
+
+
+@pytest.mark.parametrize("what", ["another peer's", "for another", "with a group policy"])
+def test_what_the_tunnels_device_has_to_judge(programs, what):
+    programs.flow(form=PLAIN, head=INTO_TUNNEL)
+    frame = {
+        "another peer's": ether(vxlan(ether(answer(), ROUTER, VTEP), PEER, LOCAL)),
+        "for another": wrapped(answer(), mac=ROUTER),
+        "with a group policy": wrapped(answer(), flags=0x88),
+    }[what]
+    assert programs.run("fast_in", frame) == (NEXT, frame)
+    assert programs.counted()["wrong-source"] == (what != "with a group policy")
 
 
 def test_padding_from_the_wire_is_no_harm(programs):
@@ -255,7 +324,7 @@ def test_only_tcp_and_udp(programs):
 
 @pytest.mark.parametrize("seen", ["out_seen", "in_seen"])
 def test_what_was_learned_lasts_for_a_second(programs, seen):
-    programs.flow(**{seen: time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 1_000_000_001})
+    programs.flow(**{seen: time.clock_gettime_ns(_MONOTONIC_COARSE) - 1_000_000_001})
     assert programs.run("fast_out", from_container(segment()))[0] == (NEXT if seen == "out_seen" else REDIRECT)
     assert programs.run("fast_in", wrapped(answer()))[0] == (NEXT if seen == "in_seen" else REDIRECT)
 

@@ -112,15 +112,30 @@ def test_udp_with_programs_at_both_ends(make_lab, capture):
     assert fast["counters"]["out"] >= counted(h1)["out"] - 50 > 0
 
 
+@pytest.mark.parametrize(("backend", "segmenting"), [("vxlan", False), ("udp", False), ("udp", True)])
+def test_bulk_stays_on_it(make_lab, backend, segmenting):
+    """As large packets as a host makes, and segments that are merged on their way in."""
+    lab = make_lab(backend, segmenting=segmenting, options=FAST)
+    (h1, h2), (one, two) = lab.hosts, lab.containers
+    assert lab.ping(patience=10).unreachable == []
+    before = counted(h1)["out"], counted(h2)["in"]
+    sent, received = transfer(one, two, megabytes=100)
+    assert sent == received
+    out, taken_in = counted(h1)["out"] - before[0], counted(h2)["in"] - before[1]
+    assert min(out, taken_in) > 0.7 * 100e6 / h1.mtu, (out, taken_in)
+
+
 def test_encapsulation_left_to_the_device(make_lab, tmp_path):
     """Where headers carry more than the programs know of (GBP), they hand packets to the tunnel's device."""
     lab = make_lab(config=network_config("vxlan", GBP=True), options=FAST)
     h1, (one, two) = lab.hosts[0], lab.containers
     assert lab.ping(patience=10).unreachable == []
     assert "and flannel.1, which encapsulates: group policy" in "\n".join(h1.log())
+    unwrapped = counted(lab.hosts[1])["in"]
     with taken(*lab.hosts, least=50):
         sent, received = transfer(one, two, megabytes=50)
     assert sent == received
+    assert counted(lab.hosts[1])["in"] - unwrapped > 10_000
     sh(
         h1,
         "nft 'add table ip test; add chain ip test f { type filter hook forward priority 0; }; add rule ip test f tcp dport 7 drop'",

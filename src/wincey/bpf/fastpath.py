@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from wincey.bpf.attach import Attachment
+from wincey.bpf.udp import pairs_of
 from wincey.kernel import nft
 from wincey.kernel.conntrack import Connection
 from wincey.kernel.flowtable import PRIORITY, STEM, flows
@@ -31,19 +32,21 @@ _KEY = struct.Struct(">4s4sHHI")  # struct key, read in network byte order
 class Places(msgspec.Struct, frozen=True):
     """Where the programs are attached. wire: devices that packets leave and come by. ports: the host's ends of containers' cables.
 
-    first: before other programs at the wire's ingress, as those of the udp backend; others' programs come before ours elsewhere.
+    merging: where what the udp backend has merged comes out; there, and then at the wire's ingress too, ours come before those of that
+    backend. Elsewhere others' programs come first.
     """
 
     wire: tuple[str, ...]
     ports: tuple[str, ...]
-    first: bool = False
+    merging: tuple[str, ...] = ()
 
     def attachments(self) -> list[Attachment]:
         """Those that learn before those that act on it."""
         return [
             *(Attachment("fast_learn_out", device, "egress") for device in self.wire),
             *(Attachment("fast_learn_in", port, "egress") for port in self.ports),
-            *(Attachment("fast_in", device, "ingress", first=self.first) for device in self.wire),
+            *(Attachment("fast_merged", device, "ingress", first=True) for device in self.merging),
+            *(Attachment("fast_in", device, "ingress", first=bool(self.merging)) for device in self.wire),
             *(Attachment("fast_out", port, "ingress") for port in self.ports),
         ]
 
@@ -53,8 +56,13 @@ def wire(path: FastPath, *, wraps: bool) -> tuple[str, ...]:
     return (path.underlay,) if wraps or not path.tunnel else (path.tunnel, path.underlay)
 
 
-def conf(path: FastPath, *, wraps: bool) -> bytes:
-    """The value of the map `conf`."""
+def merging(path: FastPath) -> tuple[str, ...]:
+    """The device that merged packets of the udp backend come out of."""
+    return (pairs_of(path.tunnel)[1].out,) if path.form == "udp" else ()
+
+
+def conf(path: FastPath) -> bytes:
+    """The value of the map `conf`. Whether the programs wrap is not said: they learn from what leaves by which device."""
     return _CONF.pack(
         path.mark,
         path.local,
@@ -62,7 +70,7 @@ def conf(path: FastPath, *, wraps: bool) -> bytes:
         _mask(path.subnet.length),
         socket.htonl(path.vni << 8),
         path.port.to_bytes(2, "big"),
-        _FORMS[path.form if wraps else "plain"],
+        _FORMS[path.form],
     )
 
 

@@ -95,7 +95,7 @@ class Programs:
         if len(self._objects.attached(expected)) != len(expected):
             return False
         self._follow_ports()
-        if self._objects.maps["conf"].get(bytes(4)) != fastpath.conf(self._path, wraps=self._wraps):
+        if self._objects.maps["conf"].get(bytes(4)) != fastpath.conf(self._path):
             return False
         return sysctl.read(LIBERAL) == "1" and await self._table.as_committed()
 
@@ -105,7 +105,7 @@ class Programs:
         await self._table.delete()
         self._spare_connections()
         devices = tuple(interface.name for interface in read_interfaces())
-        self._objects.detach(Places(devices, devices).attachments())
+        self._objects.detach(Places(devices, devices, devices).attachments())
         self._objects.remove()
         self._put_back()
         self._path, self._attached = None, {}
@@ -119,7 +119,7 @@ class Programs:
         """Attach to containers and devices that have come, and forget those that are gone. Raises BpfError, OSError."""
         assert self._path
         wire, ports = fastpath.wire(self._path, wraps=self._wraps), container_ports(self._path.subnet)
-        places = Places(wire, tuple(ports), first=self._path.form == "udp")
+        places = Places(wire, tuple(ports), fastpath.merging(self._path))
         wanted: dict[Attachment, int] = {}
         for attachment in places.attachments():
             index = device_index(attachment.device)
@@ -165,7 +165,7 @@ class Programs:
                 return str(error)
             self._limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
             self._path, self._wraps = path, path.form != "plain" and not self._limit
-            self._objects.maps["conf"].put(bytes(4), fastpath.conf(path, wraps=self._wraps))
+            self._objects.maps["conf"].put(bytes(4), fastpath.conf(path))
             self._follow_ports()
             self._objects.retire()
         return ""

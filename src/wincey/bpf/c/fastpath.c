@@ -25,7 +25,14 @@
 
 #include "wincey.h"
 
-#define FRESH 1000000000ULL /* nanoseconds for which something learned is used */
+#define FRESH 1000000000ULL /* nanoseconds for which something learned is used, by a clock that ticks every 1 to 10 ms */
+
+/* flannel's udp has no receive offload of its own: TCP segments would reach the container one by one. Those that have something to be
+ * merged with are left to the udp backend's merging pair (udp.c), and taken in behind it (fast_merged). Small ones pass it by, but not
+ * while a larger one of their flow may be in there still. */
+#define SMALL 128        /* bytes of an IP packet */
+#define MERGED_UNIT 20   /* binary digits of a nanosecond: about a millisecond */
+#define MERGED_FOR 40    /* of these; twice udp.c's BULK, so that it lets them out first */
 
 /* The headers in front of the container's IP packet as it leaves the host: these three forms. */
 #define PLAIN 14 /* Ethernet: a route, or into the tunnel device */
@@ -41,7 +48,8 @@
 #define AT_DESTINATION 30
 #define AT_UDP_LENGTH 38
 #define AT_UDP_CHECK 40
-#define AT_INNER_MAC 56 /* our own tunnel device's, the source of the inner frame */
+#define AT_INNER 50     /* the inner frame: the MAC address it goes to, */
+#define AT_INNER_MAC 56 /* and our own tunnel device's, which it comes from */
 
 struct conf {
 	__u32 mark;     /* the bit; host byte order, as all that is not said to be otherwise */
@@ -70,7 +78,8 @@ struct flow {
 	__u16 in_most;
 	__u16 form;       /* how much of `head` is used */
 	__u8 macs[12];    /* the container's MAC address, then that of the host in the container's network */
-	__u8 unused[6];
+	__u8 unused[2];
+	__u32 merged;     /* when a segment of it was last left to the merging pair, in MERGED_UNIT since boot */
 };
 
 MAP(conf, BPF_MAP_TYPE_ARRAY, __u32, struct conf, 1, 0);
@@ -130,7 +139,7 @@ INLINE int read(struct __sk_buff *skb, __u32 at, int out, struct packet *packet)
 	if (skb->len != length && (out || skb->gso_size || skb->len < length))
 		return 0; /* cut off, or more than one packet; what comes from the wire may be padded to 60 bytes */
 	packet->size = skb->gso_size ? sizeof(*ip) + header + skb->gso_size : length - at;
-	return skb->len < 65000; /* the outer lengths have to fit in 16 bits */
+	return 1;
 }
 
 /* Have enough of the packet in one piece that `read` works: the rest of it may lie elsewhere. */
@@ -145,7 +154,7 @@ INLINE void gather(struct __sk_buff *skb, __u32 at)
 /* One second begins with the first packet that the ordinary path lets pass, and nothing makes it longer. */
 INLINE void note(__u64 *seen, __u16 *most, __u32 size)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 
 	if (now - *seen >= FRESH) {
 		*most = size;
@@ -157,7 +166,7 @@ INLINE void note(__u64 *seen, __u16 *most, __u32 size)
 
 INLINE int fresh(__u64 seen)
 {
-	return bpf_ktime_get_ns() - seen < FRESH;
+	return bpf_ktime_get_coarse_ns() - seen < FRESH;
 }
 
 INLINE int inside(struct conf *cfg, __u32 address)
@@ -218,7 +227,7 @@ INLINE int learn_out(struct __sk_buff *skb, struct conf *cfg, const __u32 form)
 	}
 	new.form = form;
 	new.out_device = skb->ifindex;
-	new.out_seen = bpf_ktime_get_ns();
+	new.out_seen = bpf_ktime_get_coarse_ns();
 	new.out_most = packet.size;
 	bpf_map_update_elem(&flows, &packet.key, &new, BPF_ANY);
 	return NEXT;
@@ -291,7 +300,7 @@ SEC("tc") int fast_learn_in(struct __sk_buff *skb)
 	}
 	__builtin_memcpy(new.macs, macs, sizeof(macs));
 	new.in_device = skb->ifindex;
-	new.in_seen = bpf_ktime_get_ns();
+	new.in_seen = bpf_ktime_get_coarse_ns();
 	new.in_most = packet.size;
 	bpf_map_update_elem(&flows, &packet.key, &new, BPF_ANY);
 	return NEXT;
@@ -305,8 +314,11 @@ INLINE int wrap(struct __sk_buff *skb, struct flow *flow, const __u32 form)
 	const __u64 ethernet = BPF_F_ADJ_ROOM_ENCAP_L2(14) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 	struct iphdr *outer, *inner;
 	__u64 *to;
-	__u16 length;
+	__u32 length = skb->len + form - 2 * PLAIN; /* of the outer IP packet */
+	__u32 count = packets(skb); /* which adjusting room forgets */
 
+	if (length > 0xffff)
+		return NEXT;
 	if (bpf_skb_adjust_room(skb, form - PLAIN, BPF_ADJ_ROOM_MAC, form == VXLAN ? flags | ethernet : flags))
 		return NEXT; /* nothing was changed: the ordinary path takes it */
 	if (START(skb) + form + sizeof(*inner) > END(skb))
@@ -320,13 +332,12 @@ INLINE int wrap(struct __sk_buff *skb, struct flow *flow, const __u32 form)
 	outer = START(skb) + PLAIN;
 	inner = START(skb) + form;
 	decrement_ttl(inner);
-	length = bpf_ntohs(inner->tot_len) + form - PLAIN;
 	outer->tot_len = bpf_htons(length);
 	outer->id = bpf_get_prandom_u32();
 	outer->tos |= (inner->tos & 3) == 3 ? 2 : inner->tos & 3; /* as the kernel's tunnels (RFC 6040): that it is capable */
 	outer->check = header_checksum(outer);
 	((struct udphdr *)(outer + 1))->len = bpf_htons(length - sizeof(*outer));
-	add(&counters, OUT, packets(skb));
+	add(&counters, OUT, count);
 	return bpf_redirect(flow->out_device, 0);
 }
 
@@ -382,13 +393,27 @@ SEC("tc") int fast_out(struct __sk_buff *skb)
 	return bpf_redirect(flow->out_device, 0);
 }
 
-/* Take the outer headers off, and hand the packet to the container. */
-INLINE int deliver(struct __sk_buff *skb, const __u32 form)
+/* Whether a packet, not yet unwrapped, goes through the merging pair. */
+INLINE int merges(struct __sk_buff *skb, struct packet *packet, struct flow *flow)
+{
+	__u32 now = bpf_ktime_get_coarse_ns() >> MERGED_UNIT;
+
+	if (packet->key.protocol != IPPROTO_TCP || skb->gso_size)
+		return 0;
+	if (packet->size > SMALL)
+		flow->merged = now;
+	return now + 1 - flow->merged <= MERGED_FOR; /* another processor may be one ahead */
+}
+
+/* Take the outer headers off, and hand the packet to the container. merged: it has come through the merging pair, whose entrance has
+ * looked at where it came from. */
+INLINE int deliver(struct __sk_buff *skb, const __u32 form, const int merged)
 {
 	struct packet packet = {};
 	struct flow *flow;
 	struct iphdr *ip;
 	__u8 *frame, *head;
+	__u32 count = packets(skb);
 	int same = 1;
 
 	gather(skb, form);
@@ -411,16 +436,27 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 		return NEXT;
 	frame = START(skb);
 	ip = (void *)(frame + form);
+	if (form == UDP && merges(skb, &packet, flow))
+		return NEXT;
 	/* It has to come from where the flow's answers go to: the ordinary path has learned that, and so have we. */
 	head = (void *)flow->head;
-	if (flow->form != form)
-		same = 0;
-	if (form != PLAIN)
-		same &= *(__u32 *)(frame + AT_SOURCE) == *(__u32 *)(head + AT_DESTINATION);
-	if (form == VXLAN) {
+	if (merged) {
+		same = flow->form == UDP;
+	} else if (form == VXLAN && flow->form == PLAIN) { /* those the tunnel device wraps: its frames' two addresses are all that we know */
 #pragma unroll
-		for (int i = 0; i < 6; i++)
-			same &= frame[PLAIN + 36 + i] == head[AT_INNER_MAC + i];
+		for (int i = 0; i < 6; i++) {
+			same &= frame[AT_INNER + i] == head[6 + i];
+			same &= frame[AT_INNER_MAC + i] == head[i];
+		}
+	} else {
+		same = flow->form == form;
+		if (form != PLAIN)
+			same &= *(__u32 *)(frame + AT_SOURCE) == *(__u32 *)(head + AT_DESTINATION);
+		if (form == VXLAN) {
+#pragma unroll
+			for (int i = 0; i < 6; i++)
+				same &= frame[AT_INNER + i] == head[AT_INNER_MAC + i];
+		}
 	}
 	if (!same) {
 		add(&counters, WRONG_SOURCE, packets(skb));
@@ -438,7 +474,7 @@ INLINE int deliver(struct __sk_buff *skb, const __u32 form)
 	}
 	__builtin_memcpy(frame, flow->macs, 12);
 	decrement_ttl(ip);
-	add(&counters, IN, packets(skb));
+	add(&counters, IN, count);
 	return bpf_redirect_peer(flow->in_device, 0);
 }
 
@@ -458,13 +494,13 @@ SEC("tc") int fast_in(struct __sk_buff *skb)
 	ip = START(skb) + PLAIN;
 	udp = (void *)(ip + 1);
 	if (inside(cfg, ip->daddr))
-		return deliver(skb, PLAIN);
+		return deliver(skb, PLAIN, 0);
 	if (*(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || ip->daddr != cfg->local || udp->dest != cfg->port)
 		return NEXT;
 	if (ip->frag_off & bpf_htons(0x3fff) || (ip->tos & 3) == 3) /* fragments; met congestion, which the inner packet is to be told */
 		return NEXT;
 	if (cfg->form == UDP)
-		return deliver(skb, UDP);
+		return deliver(skb, UDP, 0);
 	if (cfg->form != VXLAN)
 		return NEXT;
 	gather(skb, VXLAN);
@@ -476,7 +512,20 @@ SEC("tc") int fast_in(struct __sk_buff *skb)
 	__u16 *protocol = START(skb) + VXLAN - 2;
 	if (vxlan[0] != bpf_htonl(0x08000000) || vxlan[1] != cfg->vni || *protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
-	return deliver(skb, VXLAN);
+	return deliver(skb, VXLAN, 0);
+}
+
+/* Ingress of the udp backend's merging pair, where what it has merged comes out. */
+SEC("tc") int fast_merged(struct __sk_buff *skb)
+{
+	struct conf *cfg = configuration();
+	struct iphdr *ip;
+
+	gather(skb, PLAIN);
+	ip = START(skb) + PLAIN;
+	if (!cfg || skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > END(skb) || !inside(cfg, ip->daddr))
+		return NEXT;
+	return deliver(skb, PLAIN, 1);
 }
 
 /* Not attached anywhere: run once on a packet that goes nowhere, to see whether this kernel wraps as we need it. */
