@@ -36,6 +36,18 @@ def test_the_readme_promises_what_make_fresh_proves() -> None:
     assert commands == ["make demo", "make test"]
 
 
+def test_nothing_is_kept_that_is_ignored() -> None:
+    """A compiled core of this machine would be in everybody's clone, and in a package for another one."""
+    kept = subprocess.run(
+        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert kept.stdout == ""
+
+
 def test_ci_runs_make_test_and_nothing_more() -> None:
     code = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if not line.startswith("#")]
     assert code == ['cd "$(dirname "$0")/.." && exec make test']

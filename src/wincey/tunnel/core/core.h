@@ -6,7 +6,9 @@
  *   peers.c    which host has an inner address: records to a hash table
  *   cut.c      one large packet from the device -> the packets that it stands for, each with its own checksums
  *   merge.c    consecutive packets of one flow -> one large packet for the device
- *   core.c     system calls, batches, the loop, and the functions that Python calls (those without `static`)
+ *   outbound.c system calls from the device to the socket, a batch at a time
+ *   inbound.c  the same the other way
+ *   core.c     the loop, and the other functions that Python calls (EXPORT)
  *
  * All addresses are kept as they stand in packets (network byte order); they are only compared.
  */
@@ -26,6 +28,15 @@
 #define TRAIN 64		/* segments that the kernel takes in one datagram (UDP_MAX_SEGMENTS of older kernels) */
 #define HEADERS 120		/* bytes of the longest IPv4 and TCP headers together */
 #define MERGED 128		/* packets in one large one */
+#define FRAME (VNET + PACKET)	/* the most that a read of the device gives */
+#define FRAMES 8		/* large packets of one batch; more small ones */
+#define READS 64		/* of the device in one batch */
+#define DATAGRAMS 16		/* of the socket in one batch, each up to a whole train */
+#define RECEIVE (PACKET + 1)
+#define ARENA (DATAGRAMS * RECEIVE + VNET)	/* one for both directions */
+#define STREAK 4		/* packets one way and none the other: no request and its answer */
+
+#define EXPORT __attribute__((visibility("default")))	/* all else stays inside: the build hides it */
 
 /* include/uapi/linux/virtio_net.h, in host byte order as the device speaks it unless told otherwise */
 struct vnet {
@@ -123,6 +134,10 @@ int merge_try(struct core *, const uint8_t *packet, size_t length);
 int merge_start(struct core *, const uint8_t *packet, size_t length);
 uint32_t merge_finish(struct merge *);
 
+/* outbound.c, inbound.c: called by the loop and by Python. */
+int wincey_outbound(struct core *, int tun, int udp);
+int wincey_inbound(struct core *, int tun, int udp);
+
 /* The Internet checksum's sum (RFC 1071) of bytes in memory order, not folded. */
 static inline uint64_t sum(const uint8_t *data, size_t length)
 {
@@ -172,6 +187,37 @@ static inline void ip_checksum(uint8_t *packet, uint32_t header)
 {
 	put_sum(packet + 10, 0);
 	put_sum(packet + 10, (uint16_t)~fold(sum(packet, header)));
+}
+
+static inline void failed(struct core *core, enum failure what, int error, unsigned packets)
+{
+	core->failures[what][error > 0 && error < ERRNOS ? error : 0] += packets;
+}
+
+/* Why this is not one whole IPv4 packet: the counter, as an offset from `..._SHORT`; -1 when it is. */
+static inline int fault(const uint8_t *packet, size_t length)
+{
+	uint32_t header;
+
+	if (length < 20)
+		return 0;
+	if (packet[0] >> 4 != 4)
+		return 1;
+	header = (packet[0] & 15) * 4;
+	if (header < 20 || header > length)
+		return 2;
+	return get16(packet + 2) == length ? -1 : 3;
+}
+
+/* How many packets to ask for next time: as many as there were, and more when there were all and it looks like many. One at a
+ * time, as of a request and its answer, then costs no call that finds nothing. */
+static inline uint32_t next_batch(uint32_t made, uint32_t limit, uint32_t most, int many)
+{
+	if (made < limit)
+		return made ? made : 1;
+	if (!many)
+		return limit;
+	return limit * 4 < most ? limit * 4 : most;
 }
 
 #endif
