@@ -255,7 +255,7 @@ class Machines:
             (hostfacts, "read_interfaces", self._interfaces),
             (hostfacts, "default_route_interface", lambda family: 2),
             (hostfacts, "route_to", lambda address: RouteLookup(2, None, None)),
-            (hostfacts, "_kernel", lambda: (6, 1)),
+            (hostfacts, "kernel_release", lambda: (6, 1)),
             (memory, "give_back", lambda: None),
         ):
             self._patches.enter_context(mock.patch.object(target, name, new))
