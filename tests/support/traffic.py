@@ -77,7 +77,8 @@ class ContinuousPing:
             stdout=self._output,
             stderr=self._output,
         )
-        self._least = time.monotonic() + 2.5  # what is watched may be over before enough was sent to tell
+        # What is watched may be over before enough was sent to tell, and a busy guest sends half as often.
+        self._least = time.monotonic() + max(2.5, 200 * interval)
         time.sleep(0.3)
 
     def sent_and_lost(self):
