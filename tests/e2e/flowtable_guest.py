@@ -188,13 +188,17 @@ def test_no_packet_is_lost_when_the_daemon_is_killed(lab, talk):
     assert lost == 0, sent
 
 
+def established(host):
+    known = sh(host, "cat /proc/net/nf_conntrack").splitlines()
+    return [line for line in known if " tcp " in line and " dport=7 " in line and " ESTABLISHED " in line]
+
+
 def test_the_end_of_a_connection_is_seen(lab, talk):
     """By conntrack, which else would keep it for days."""
     talk.close()
     for host in lab.hosts:
         wait_until(lambda host=host: not offloaded(host), 60)
-        known = [line for line in sh(host, "cat /proc/net/nf_conntrack").splitlines() if " dport=7 " in line]
-        assert not [line for line in known if " tcp " in line and " ESTABLISHED " in line], known
+        wait_until(lambda host=host: not established(host), 60)
 
 
 def test_a_table_that_someone_deletes_comes_back(lab, talk):
