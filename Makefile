@@ -31,7 +31,7 @@ check: ## Format, lint, types, import contracts and the tests that need neither 
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest -q -n 2 -m "not root and not etcd and not slow and not vm" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 4 -m "not root and not etcd and not slow and not vm" $(ARGS)
 
 fuzz: ## Fuzz what comes from outside: make fuzz ARGS="--seconds 60 [TARGET...]"; ARGS=--list says which there are
 	@scripts/setup.sh check
