@@ -52,8 +52,8 @@ class Places(msgspec.Struct, frozen=True):
 
 
 def wire(path: FastPath, *, wraps: bool) -> tuple[str, ...]:
-    """The devices that packets leave and come by. wraps: the programs encapsulate themselves."""
-    return (path.underlay,) if wraps or not path.tunnel else (path.tunnel, path.underlay)
+    """The devices that packets leave and come by. wraps: what encapsulation there is the programs do themselves."""
+    return (path.underlay,) if wraps else (path.tunnel, path.underlay)
 
 
 def merging(path: FastPath) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class Programs:
         self._objects = Objects(self._directory, self._baked, tcx=tcx)
         self._table, self._changed = OwnTable(table, changed), changed
         self._path: FastPath | None = None  # as it was put in place by this process
-        self._wraps, self._limit = False, ""  # whether the programs encapsulate, and why not
+        self._limit = ""  # why the programs do not encapsulate
         self._attached: dict[Attachment, int] = {}  # to devices of this index
         self._watch: PortWatch | None = None
 
@@ -118,7 +118,7 @@ class Programs:
     def _follow_ports(self) -> None:
         """Attach to containers and devices that have come, and forget those that are gone. Raises BpfError, OSError."""
         assert self._path
-        wire, ports = fastpath.wire(self._path, wraps=self._wraps), container_ports(self._path.subnet)
+        wire, ports = fastpath.wire(self._path, wraps=not self._limit), container_ports(self._path.subnet)
         places = Places(wire, tuple(ports), fastpath.merging(self._path))
         wanted: dict[Attachment, int] = {}
         for attachment in places.attachments():
@@ -164,7 +164,7 @@ class Programs:
             except BpfError as error:
                 return str(error)
             self._limit = path.limit or self._reason_against_wrapping() if path.form == "vxlan" else ""
-            self._path, self._wraps = path, path.form != "plain" and not self._limit
+            self._path = path
             self._objects.maps["conf"].put(bytes(4), fastpath.conf(path))
             self._follow_ports()
             self._objects.retire()

@@ -28,9 +28,8 @@
 #define FRESH 1000000000ULL /* nanoseconds for which something learned is used, by a clock that ticks every 1 to 10 ms */
 
 /* flannel's udp has no receive offload of its own: TCP segments would reach the container one by one. Those that have something to be
- * merged with are left to the udp backend's merging pair (udp.c), and taken in behind it (fast_merged). Small ones pass it by, but not
+ * merged with are left to the udp backend's merging pair (udp.c), and taken in behind it (fast_merged). SMALL ones pass it by, but not
  * while a larger one of their flow may be in there still. */
-#define SMALL 128        /* bytes of an IP packet */
 #define MERGED_UNIT 20   /* binary digits of a nanosecond: about a millisecond */
 #define MERGED_FOR 40    /* of these; twice udp.c's BULK, so that it lets them out first */
 

@@ -21,9 +21,8 @@
 #define CHECK_NETWORK 1	/* inside the network those that the peer has leased, outside it any */
 #define CHECK_STRICT 2	/* those that the peer has leased */
 
-/* Acknowledgements and questions of a few bytes come one by one, and the merging pair costs them a tenth of their way. They may
+/* Acknowledgements and questions of a few bytes (SMALL) come one by one, and the merging pair costs them a tenth of their way. They may
  * pass it by if nothing of their flow is in there still, which they would overtake, and nothing to merge is on its way. */
-#define SMALL 128		/* bytes of an inner packet */
 #define BULK 20000000ULL	/* nanoseconds since the last segment above that: more are to be expected until then. Read from a clock that
 				 * ticks every 1 to 10 ms and costs nothing, so it is at least one of those ticks */
 #define LINGERS 100000ULL	/* nanoseconds that a segment may be in the pair: longer than one round of the underlay's NAPI */

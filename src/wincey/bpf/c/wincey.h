@@ -34,6 +34,9 @@
 #define NEXT TC_ACT_UNSPEC
 #define DROP TC_ACT_SHOT
 
+/* An IP packet of so many bytes or less has nothing worth merging it with: udp.c and fastpath.c have to agree on that. */
+#define SMALL 128
+
 /* A map: five numbers that scripts/bake.py reads out of the object file. MAP(name, kind, key type, value type, entries, flags) */
 struct map_layout { __u32 kind, key, value, entries, flags; };
 #define MAP(name, type, key_type, value_type, count, options) \

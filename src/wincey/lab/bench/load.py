@@ -4,8 +4,8 @@ For TCP and for requests everything is on one core: both ends, all that the kern
 the two hosts. Then a figure is one over the path's whole cost in processor time; and nothing is reordered, which a veth
 pair does when two cores feed it (the sender's thread, and acknowledgements in a soft interrupt on the other core), and no
 wake-up crosses cores, which takes a virtual machine longer than all the rest. Requests run with real-time priority
-where that is allowed, and without the kernel's limit on it. Datagrams are sent on one core and counted on the other; the programs of the hosts are on the
-sender's core first, and then have both.
+where that is allowed, and without the kernel's limit on it. Datagrams are sent on one core and counted on the other; the
+programs of the hosts are on the sender's core first, and then have both.
 
 The processes of the hosts are in sessions of their own, and with autogroup scheduling a session has its share of
 the processor whatever the nice values in it: their groups are made as important as ours.
